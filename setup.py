@@ -1,0 +1,36 @@
+"""Package metadata of sra_jax. Version bounds are what the test suite was run against."""
+
+from setuptools import find_packages, setup
+
+CORE = ["jax>=0.10.2,<0.12", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3", "numpy>=2.0,<3"]
+DATA = [
+    "grain>=0.2.18,<0.3",
+    "tensorflow-datasets>=4.9.10,<4.10",
+    "array-record>=0.8.3,<0.9",
+    "importlib_resources>=6",  # TFDS imports it on Pythons where it does not ask for it
+    "scikit-learn>=1.5,<2",  # carries the digits
+    "pillow>=11,<14",
+]
+RUN = [
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "ml_collections>=1.1,<2",
+    "clu>=0.0.12,<0.1",
+    "tensorboard>=2.18,<3",
+    "absl-py>=2.1,<3",
+    "scipy>=1.13,<2",
+]
+
+setup(
+    name="sra_jax",
+    version="0.1.0",
+    description="Self-Representation Alignment for diffusion transformers, in JAX and Flax",
+    license="Apache-2.0",
+    packages=find_packages(include=["sra_jax", "sra_jax.*"]),
+    python_requires=">=3.11,<3.13",
+    install_requires=CORE + DATA + RUN,
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
+        "test": ["pytest>=8,<10", "hypothesis>=6,<7", "ruff==0.17.5"],
+    },
+)

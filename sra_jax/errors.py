@@ -1,0 +1,21 @@
+"""What a user did wrong, said in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from a user: names the value, what was expected and what to do.
+
+    The commands print it as one line on stderr and exit with code 2.
+    """
+
+
+def expect_one_of(what: str, value: str, known: Iterable[str]) -> None:
+    """Raises InputError, with the nearest name, unless `value` is among `known`."""
+    known = list(known)
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"unknown {what} {value!r}, expected one of {', '.join(known)}{hint}")
