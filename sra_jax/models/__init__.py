@@ -1,0 +1,18 @@
+"""Diffusion transformers that return their intermediate activations."""
+
+from sra_jax.models.transformer import (
+    DiffusionTransformer,
+    Output,
+    TransformerConfig,
+    init_params,
+)
+from sra_jax.models.variants import SIZES, parse_variant
+
+__all__ = [
+    "SIZES",
+    "DiffusionTransformer",
+    "Output",
+    "TransformerConfig",
+    "init_params",
+    "parse_variant",
+]

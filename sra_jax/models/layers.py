@@ -1,0 +1,135 @@
+"""The parts of a diffusion transformer: embeddings, attention, MLP, adaLN-zero block, heads.
+
+Parameters are float32; `dtype` is what the matrix products compute in. Layer-norm and softmax
+statistics are float32 whatever `dtype` is. Initialisation follows DiT (Peebles & Xie 2023, sec. 3).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FREQUENCIES = 256
+MAX_PERIOD = 10_000
+LAYER_NORM_EPS = 1e-6
+
+xavier_uniform = nn.initializers.xavier_uniform()
+normal_002 = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Normalises the last axis of `x` [..., D]; no affine parameters; computed in float32."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - x32.mean(-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)).astype(x.dtype)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """Layer norm of `x` [B, N, D], then shifted and scaled by vectors [B, D]."""
+    return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
+
+
+def time_frequencies(t: jax.Array) -> jax.Array:
+    """Sinusoidal embedding [B, 256] of times [B], ordered [cos, sin], in float32."""
+    half = FREQUENCIES // 2
+    frequencies = jnp.exp(-np.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def position_table(grid: int, width: int) -> np.ndarray:
+    """Fixed 2-D sin-cos table [grid * grid, width]: x half, then y half, each [sin, cos]."""
+    omega = MAX_PERIOD ** -(np.arange(width // 4, dtype=np.float64) / (width // 4))
+    y, x = np.divmod(np.arange(grid * grid), grid)
+    angles = [np.outer(axis, omega) for axis in (x, y)]
+    table = [f(angle) for angle in angles for f in (np.sin, np.cos)]
+    return np.concatenate(table, axis=1).astype(np.float32)
+
+
+class TimeEmbedding(nn.Module):
+    """Times [B] -> vectors [B, width]. In float32: bfloat16 blurs neighbouring times."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        h = nn.Dense(self.width, kernel_init=normal_002, name="fc1")(time_frequencies(t))
+        return nn.Dense(self.width, kernel_init=normal_002, name="fc2")(nn.silu(h))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens [B, N, D], with a fused qkv projection."""
+
+    num_heads: int
+    dtype: jnp.dtype
+    implementation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        # [3, heads, head width] keeps the heads an axis of their own, which a mesh can shard.
+        qkv = nn.DenseGeneral(
+            (3, self.num_heads, width // self.num_heads),
+            kernel_init=xavier_uniform,
+            dtype=self.dtype,
+            name="qkv",
+        )(x)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        h = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        return nn.DenseGeneral(
+            width, axis=(-2, -1), kernel_init=xavier_uniform, dtype=self.dtype, name="proj"
+        )(h)
+
+
+class MLP(nn.Module):
+    """Linear, activation, linear, over the last axis."""
+
+    hidden: int
+    out: int
+    activation: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = nn.Dense(self.hidden, kernel_init=xavier_uniform, dtype=self.dtype, name="fc1")(x)
+        h = {"gelu_tanh": nn.gelu, "silu": nn.silu}[self.activation](h)
+        return nn.Dense(self.out, kernel_init=xavier_uniform, dtype=self.dtype, name="fc2")(h)
+
+
+class Block(nn.Module):
+    """Transformer block with adaLN-zero conditioning: tokens [B, N, D], conditioning [B, D]."""
+
+    num_heads: int
+    mlp_ratio: int
+    dtype: jnp.dtype
+    attention: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        modulation = nn.Dense(
+            6 * width, kernel_init=zeros, bias_init=zeros, dtype=self.dtype, name="modulation"
+        )(nn.silu(c))
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
+        attention = Attention(self.num_heads, self.dtype, self.attention, name="attention")
+        x = x + gate1[:, None] * attention(modulate(x, shift1, scale1))
+        mlp = MLP(self.mlp_ratio * width, width, "gelu_tanh", self.dtype, name="mlp")
+        return x + gate2[:, None] * mlp(modulate(x, shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Tokens [B, N, D], conditioning [B, D] -> the values of each patch [B, N, out]."""
+
+    out: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        modulation = nn.Dense(
+            2 * x.shape[-1], kernel_init=zeros, bias_init=zeros, dtype=self.dtype, name="modulation"
+        )(nn.silu(c))
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        x = modulate(x, shift, scale)
+        return nn.Dense(self.out, kernel_init=zeros, dtype=self.dtype, name="linear")(x)

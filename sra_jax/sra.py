@@ -1,0 +1,181 @@
+"""Self-Representation Alignment (arXiv 2505.02831): the method, whole.
+
+The student sees latents at time t; the teacher, an EMA copy of it, sees the same latents under the
+same noise at an earlier, cleaner time. Features of a shallow block of the student, through a small
+head, are pulled toward raw features of a deeper block of the teacher:
+
+    loss = generation_loss(student) + weight(step) * distance(head(h_student), stop_grad(h_teacher))
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from sra_jax.errors import InputError, expect_one_of
+from sra_jax.processes import Process
+
+SMOOTH_L1_BETA = 0.05
+COSINE_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class SRAConfig:
+    """Which features are aligned, and how. Blocks count from 1.
+
+    `gap_max` bounds t - t_teacher as a fraction of the whole time; `gap` is "dynamic" (uniform up
+    to the bound, paper sec. 3.2) or "fixed" (the bound itself). `head=False` aligns raw features.
+
+    Raises:
+      InputError: a value that makes no sense; names it.
+    """
+
+    student_block: int
+    teacher_block: int
+    distance: str = "smooth_l1"
+    gap: str = "dynamic"
+    gap_max: float = 0.2
+    head: bool = True
+
+    def __post_init__(self):
+        expect_one_of("distance", self.distance, DISTANCES)
+        expect_one_of("gap", self.gap, ("dynamic", "fixed"))
+        if not 0 <= self.gap_max <= 1:
+            raise InputError(f"gap_max is {self.gap_max}, expected a fraction of time in [0, 1]")
+        if not 1 <= self.student_block <= self.teacher_block:
+            raise InputError(
+                f"student block {self.student_block} must lie between 1 and the teacher block "
+                f"{self.teacher_block}: the shallow features learn from the deep ones"
+            )
+
+
+@dataclass(frozen=True)
+class WeightSchedule:
+    """The alignment's weight as a function of the step.
+
+    The paper's is constant. The released code holds it up to and including epoch `constant_epochs`,
+    counted from 0, and then divides it by ten every `decade_epochs`; None never does.
+    """
+
+    weight: float
+    steps_per_epoch: int = 1
+    constant_epochs: int = 0
+    decade_epochs: int | None = None
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        if self.decade_epochs is None:
+            return jnp.float32(self.weight)
+        epochs_since = jnp.maximum(step // self.steps_per_epoch - self.constant_epochs, 0)
+        return self.weight * 10.0 ** (-epochs_since.astype(jnp.float32) / self.decade_epochs)
+
+
+class Model(Protocol):
+    """A transformer with its parameters: x_t [B, H, W, C], t [B], labels [B] -> Output."""
+
+    def __call__(self, x_t, t, labels, taps=(), stop_at=None): ...
+
+
+class Losses(NamedTuple):
+    """Losses of each example [B], and the features [B, N, D] that were aligned; without alignment
+    there are none of these."""
+
+    generation: jax.Array
+    alignment: jax.Array | None = None
+    student_feature: jax.Array | None = None
+    teacher_feature: jax.Array | None = None
+
+
+def draw_times(
+    config: SRAConfig | None, process: Process, time_key: jax.Array, gap_key: jax.Array, batch: int
+) -> tuple[jax.Array, jax.Array]:
+    """Times of the student [B] and of the teacher [B] (paper eq. 5)."""
+    t = process.draw_time(time_key, batch)
+    if config is None:
+        return t, t
+    u = jnp.ones(batch) if config.gap == "fixed" else jax.random.uniform(gap_key, (batch,))
+    return t, process.teacher_time(t, u, config.gap_max)
+
+
+def sra_loss(
+    config: SRAConfig | None,
+    process: Process,
+    student: Model,
+    teacher: Model,
+    head: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    labels: jax.Array,
+    noise: jax.Array,
+    t: jax.Array,
+    t_teacher: jax.Array,
+) -> Losses:
+    """Generation and alignment losses of latents `x` [B, H, W, C] (paper eq. 4 and 6).
+
+    `labels` [B] have already been dropped: student and teacher see the same. The teacher computes
+    nothing above its block. Without a `config` no teacher runs: that is plain SiT or DiT.
+    """
+    student_taps = (config.student_block,) if config else ()
+    out = student(process.corrupt(x, noise, t), t, labels, taps=student_taps)
+    generation = process.generation_loss(out.prediction, x, noise, t)
+    if config is None:
+        return Losses(generation)
+
+    block = config.teacher_block
+    x_teacher = process.corrupt(x, noise, t_teacher)
+    target = teacher(x_teacher, t_teacher, labels, taps=(block,), stop_at=block).features[block]
+    target = jax.lax.stop_gradient(target)
+    feature = out.features[config.student_block]
+    projected = head(feature) if config.head else feature
+    return Losses(generation, DISTANCES[config.distance](projected, target), feature, target)
+
+
+# Distances of features [B, N, D] -> [B], computed in float32.
+
+
+def smooth_l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Huber's loss over beta = 0.05, averaged (paper sec. 3.2)."""
+    error = jnp.abs(_difference(prediction, target))
+    quadratic = 0.5 * jnp.square(error) / SMOOTH_L1_BETA
+    loss = jnp.where(error < SMOOTH_L1_BETA, quadratic, error - 0.5 * SMOOTH_L1_BETA)
+    return loss.mean((1, 2))
+
+
+def l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean absolute error."""
+    return jnp.abs(_difference(prediction, target)).mean((1, 2))
+
+
+def l2(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean squared error."""
+    return jnp.square(_difference(prediction, target)).mean((1, 2))
+
+
+def cosine(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """One minus the cosine over features, averaged over tokens: the authors' later advice."""
+    return 1 - _cosine(prediction, target, axis=-1).mean(1)
+
+
+def cosine_over_tokens(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """One minus the cosine over tokens, averaged over features: what the released code computes
+    where it says cosine. For parity with it alone."""
+    return 1 - _cosine(prediction, target, axis=1).mean(1)
+
+
+def _difference(prediction, target):
+    return prediction.astype(jnp.float32) - target.astype(jnp.float32)
+
+
+def _cosine(a, b, axis):
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    norms = [jnp.sqrt(jnp.maximum(jnp.sum(v * v, axis), COSINE_EPS**2)) for v in (a, b)]
+    return jnp.sum(a * b, axis) / (norms[0] * norms[1])
+
+
+DISTANCES = {
+    "smooth_l1": smooth_l1,
+    "l1": l1,
+    "l2": l2,
+    "cosine": cosine,
+    "cosine_over_tokens": cosine_over_tokens,
+}

@@ -1,0 +1,28 @@
+"""What training carries from step to step: no generator, no iterator, as the step tells both."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.randomness import stream_key
+
+
+class TrainState(NamedTuple):
+    """`step` int32 []: updates made; `params` and `ema` float32, of one structure; `opt_state`."""
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def init_state(
+    model: DiffusionTransformer, optimizer: optax.GradientTransformation, seed: int, head: bool
+) -> TrainState:
+    """The state before the first step; the EMA, the teacher, starts as a copy of the student."""
+    params = init_params(model, stream_key(seed, "init"), head)
+    ema = jax.tree.map(jnp.copy, params)  # a copy, not an alias: the step donates both
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
