@@ -109,7 +109,7 @@ class Output(NamedTuple):
 class DiffusionTransformer(nn.Module):
     """SiT or DiT (`config.kind`), a pure function of parameters and inputs.
 
-    Label dropout has no place here: dropped labels are chosen outside, and arrive as the null class.
+    Label dropout has no place here: labels dropped outside arrive as the null class.
     """
 
     config: TransformerConfig

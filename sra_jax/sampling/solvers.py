@@ -1,7 +1,7 @@
 """From noise to data: the solvers, and the scan that runs them.
 
 A solver turns a process and a number of steps into a list of `Step`s on the host, times in
-float64. `solve` runs neighbours of one kind as one scan: what compiles does not grow with the steps.
+float64. `solve` runs neighbours of one kind as one scan: compile time does not grow with the steps.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,8 +24,8 @@ Rule = Callable[[Process, Predict, jax.Array, jax.Array, Callable[[], jax.Array]
 class Step(NamedTuple):
     """One step: `rule(process, predict, x, row, noise)` gives the next x [B, H, W, C].
 
-    `row` holds this step's constants, `noise()` draws a standard normal; `time`, in [0, 1], is where
-    the step starts.
+    `row` holds this step's constants, `noise()` draws a standard normal; `time`, in [0, 1], is its
+    start.
     """
 
     rule: Rule
