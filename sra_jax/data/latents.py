@@ -1,0 +1,303 @@
+"""The latent record and its data set on disk: tensorflow-datasets and ArrayRecord, no TensorFlow.
+
+A record is `{"moments": [h, w, 2c], "label": int}`; the moments are mean and *standard deviation*
+of the posterior, concatenated on channels. `metadata.json` beside the records is the `LatentSpec`.
+Anyone reads the set with `tfds.builder_from_directory(directory).as_data_source(split="train")`.
+"""
+
+import dataclasses
+import glob
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from sra_jax.errors import InputError, expect_one_of
+
+FORMAT_VERSION = 1
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpec:
+    """What a latent data set holds; its metadata.
+
+    Attributes:
+        codec: name of the codec that made the latents.
+        scale, shift: a latent is `(mean + std * eps) * scale + shift`.
+        latent_shape: `(h, w, c)` of one latent.
+        resolution: side of the square images, in pixels.
+        image_channels: channels of the images.
+        num_classes: labels lie in [0, num_classes).
+        dtype: of the stored moments, "float16" or "float32".
+        num_examples: records in the set; the writer fills it in.
+        class_counts: records of each class, `num_classes` of them; the writer fills it in.
+        format_version: of the layout on disk.
+
+    Raises:
+        InputError: `dtype` is neither of the two.
+    """
+
+    codec: str
+    scale: float
+    shift: float
+    latent_shape: tuple[int, int, int]
+    resolution: int
+    image_channels: int
+    num_classes: int
+    dtype: str = "float16"
+    num_examples: int = 0
+    class_counts: tuple[int, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self):
+        expect_one_of("dtype of stored moments", self.dtype, ("float16", "float32"))
+        for field in ("latent_shape", "class_counts"):  # JSON returns them as lists
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+
+    @property
+    def moments_shape(self) -> tuple[int, int, int]:
+        """`(h, w, 2c)` of one record's moments."""
+        height, width, channels = self.latent_shape
+        return height, width, 2 * channels
+
+
+class LatentSource:
+    """Random access to the records of a latent data set; threads may share it.
+
+    Made by `open_latents`.
+    """
+
+    def __init__(self, spec: LatentSpec, builder: tfds.core.DatasetBuilder):
+        self.spec = spec
+        self._split = builder.info.splits["train"]
+        self._records = builder.as_data_source(split="train").data_source
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Reads the records at `indices`, at least one, in one parallel request.
+
+        Returns:
+            "moments": `[B, h, w, 2c]` of the stored dtype; "labels": int32 `[B]`.
+
+        Raises:
+            InputError: a record is damaged.
+        """
+        try:
+            records = self._records.__getitems__(indices)
+        except RuntimeError as error:  # every failed checksum in the C++ reader
+            raise self._damage(indices) from error
+        moments = np.empty((len(records), *self.spec.moments_shape), self.spec.dtype)
+        labels = np.empty(len(records), np.int32)
+        # The features' own decoder takes ten times as long as all the rest.
+        for row, record in enumerate(records):
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            stored = np.frombuffer(feature["moments"].bytes_list.value[0], self.spec.dtype)
+            moments[row] = stored.reshape(self.spec.moments_shape)
+            labels[row] = feature["label"].int64_list.value[0]
+        return {"moments": moments, "labels": labels}
+
+    def _damage(self, indices: Sequence[int]) -> InputError:
+        for index in indices:
+            try:
+                self._records[index]
+            except RuntimeError as error:
+                shard = np.searchsorted(np.cumsum(self._split.shard_lengths), index, side="right")
+                return _damaged(self._split.filepaths[shard], str(error).partition(";")[0])
+        return InputError(f"a read from {self._split.filepaths[0].parent} failed once; try again")
+
+
+def open_latents(directory: str | os.PathLike) -> LatentSource:
+    """Opens the latent data set at `directory`, every record file checked for completeness.
+
+    Raises:
+        InputError: there is no such directory, it holds no records or records of another kind, it
+            was written by a newer version, or one of its files is missing or cut short.
+    """
+    spec = _read_spec(Path(directory))
+    builder = tfds.builder_from_directory(directory)
+    split = builder.info.splits["train"]
+    for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+        _check_shard(path, length)
+    return LatentSource(spec, builder)
+
+
+def holds_latents(directory: str | os.PathLike) -> bool:
+    """Whether a latent data set, of whatever version, is at `directory`; reads no record."""
+    return _metadata(Path(directory)) is not None
+
+
+def write_latents(
+    directory: str | os.PathLike, spec: LatentSpec, shards: Sequence[Iterable[Batch]]
+) -> LatentSpec:
+    """Writes a latent data set at `directory`, which appears there whole or not at all.
+
+    Args:
+        directory: a path that does not exist yet, or an empty directory.
+        spec: the metadata; `num_examples` and `class_counts` are counted here.
+        shards: for each record file, the batches that go into it: moments `[B, h, w, 2c]` before
+            scale and shift, and labels `[B]`. Lazy iterables keep one batch in memory at a time.
+
+    Returns:
+        The spec as stored.
+
+    Raises:
+        InputError: `directory` is taken, a batch does not fit the spec, or a shard is empty.
+    """
+    directory = Path(directory)
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise _taken(directory)
+    prefix = f".{directory.name}.incomplete-"
+    scratch = directory.with_name(prefix + uuid.uuid4().hex)
+    scratch.mkdir(parents=True)
+    try:
+        spec = _write_all(scratch, spec, shards)
+        try:
+            scratch.rename(directory)
+        except OSError as error:
+            raise _taken(directory) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    # Only now is it certain that nobody can still finish one of these.
+    for leftover in directory.parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return spec
+
+
+def write_shard(path: Path, spec: LatentSpec, batches: Iterable[Batch]) -> np.ndarray:
+    """Writes one record file.
+
+    Returns:
+        How many records of each class it holds, int64 `[num_classes]`.
+
+    Raises:
+        InputError: a batch does not fit the spec, or there are none.
+    """
+    features = _features(spec)
+    counts = np.zeros(spec.num_classes, np.int64)
+    # One record a group, for random access; latents are noise, which no compressor shortens.
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    try:
+        for moments, labels in batches:
+            moments = _checked(spec, moments, labels)
+            for row, label in zip(moments, labels, strict=True):
+                writer.write(features.serialize_example({"moments": row, "label": int(label)}))
+            counts += np.bincount(labels, minlength=spec.num_classes)
+    finally:
+        writer.close()
+    if not counts.any():
+        raise InputError(f"no records for {path.name}, expected one or more; check the source")
+    return counts
+
+
+def _write_all(scratch: Path, spec: LatentSpec, shards: Sequence[Iterable[Batch]]) -> LatentSpec:
+    names = [f"latents-train.array_record-{i:05d}-of-{len(shards):05d}" for i in range(len(shards))]
+    paths = [scratch / name for name in names]
+    counts = np.array(
+        [write_shard(path, spec, shard) for path, shard in zip(paths, shards, strict=True)]
+    )
+    spec = dataclasses.replace(
+        spec, num_examples=int(counts.sum()), class_counts=tuple(counts.sum(axis=0).tolist())
+    )
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=counts.sum(axis=1).tolist(),
+        num_bytes=sum(path.stat().st_size for path in paths),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=scratch,
+        features=_features(spec),
+        split_infos=[split],
+        check_data=False,  # it would read through TensorFlow
+        metadata=tfds.core.MetadataDict(dataclasses.asdict(spec)),
+    )
+    return spec
+
+
+def _features(spec: LatentSpec) -> tfds.features.FeaturesDict:
+    moments = tfds.features.Tensor(
+        shape=spec.moments_shape, dtype=np.dtype(spec.dtype), encoding="bytes"
+    )
+    label = tfds.features.ClassLabel(num_classes=spec.num_classes)
+    return tfds.features.FeaturesDict({"moments": moments, "label": label})
+
+
+def _checked(spec: LatentSpec, moments: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The moments in the stored dtype; raises InputError unless the batch fits the spec."""
+    if moments.shape != (len(labels), *spec.moments_shape):
+        raise InputError(
+            f"moments of shape {moments.shape} for {len(labels)} labels, expected "
+            f"{(len(labels), *spec.moments_shape)}: mean and standard deviation on channels"
+        )
+    with np.errstate(over="ignore"):
+        stored = moments.astype(spec.dtype)
+    if not np.isfinite(stored).all():
+        raise InputError(f"moments are not finite in {spec.dtype}; check the codec, or use float32")
+    if (lowest := stored[..., spec.latent_shape[2] :].min(initial=0)) < 0:
+        raise InputError(
+            f"standard deviation {lowest} in the second half of the channels, expected >= 0; "
+            "a log-variance must be turned into exp(0.5 * logvar) first"
+        )
+    if (outside := labels[(labels < 0) | (labels >= spec.num_classes)]).size:
+        raise InputError(
+            f"label {outside[0]}, expected one in [0, {spec.num_classes}); check num_classes"
+        )
+    return stored
+
+
+def _metadata(directory: Path) -> dict | None:
+    """The metadata of the latent data set at `directory`; None where there is none."""
+    try:
+        metadata = json.loads((directory / "metadata.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return metadata if isinstance(metadata, dict) and "format_version" in metadata else None
+
+
+def _read_spec(directory: Path) -> LatentSpec:
+    if not directory.is_dir():
+        raise InputError(f"no directory {directory}, expected a latent data set; check the path")
+    if not (directory / "dataset_info.json").is_file():
+        raise InputError(f"{directory} holds no data set; write one with sra_jax.encode")
+    metadata = _metadata(directory)
+    if metadata is None:
+        raise InputError(
+            f"{directory} holds a data set, but not of latents; encode it with sra_jax.encode"
+        )
+    if metadata["format_version"] > FORMAT_VERSION:
+        raise InputError(
+            f"{directory} has format version {metadata['format_version']}, expected at most "
+            f"{FORMAT_VERSION}; update sra_jax"
+        )
+    try:
+        return LatentSpec(**metadata)
+    except TypeError as error:
+        raise _damaged(directory / "metadata.json", str(error)) from error
+
+
+def _check_shard(path: os.PathLike, length: int) -> None:
+    """Raises InputError unless the record file at `path` ends properly and has `length` records."""
+    if not os.path.isfile(path):
+        raise InputError(f"record file {path} is missing; copy it again or encode anew")
+    reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+    found = reader.num_records()
+    if found != length:  # a file cut short has lost its index, and counts none
+        raise _damaged(path, f"{found} readable records instead of {length}")
+
+
+def _damaged(path: os.PathLike, reason: str) -> InputError:
+    return InputError(f"{path} is damaged ({reason}); copy it again or encode anew")
+
+
+def _taken(directory: Path) -> InputError:
+    return InputError(f"{directory} exists already; remove it or name another directory")
