@@ -19,3 +19,10 @@ def expect_one_of(what: str, value: str, known: Iterable[str]) -> None:
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(f"unknown {what} {value!r}, expected one of {', '.join(known)}{hint}")
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; says where it stopped, what is safe and what to do.
+
+    The commands print it as one line on stderr and exit with code 1.
+    """

@@ -1,0 +1,231 @@
+"""From a config file's nested dict to validated, frozen dataclasses: what one run is.
+
+Everything that can be known to be wrong without data or devices is refused here, by name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sra_jax.errors import InputError, expect_one_of
+from sra_jax.models import DiffusionTransformer, TransformerConfig
+from sra_jax.parallel import MeshConfig
+from sra_jax.processes import PROCESSES, Process
+from sra_jax.sampling.guidance import Guidance
+from sra_jax.sampling.solvers import Step, make_steps, parse_steps
+from sra_jax.sra import SRAConfig, WeightSchedule
+from sra_jax.training.optimizer import OptimizerConfig
+from sra_jax.training.step import Objective, StepConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer, without what the data decide. "auto" computes in bfloat16 on accelerators and
+    in float32 on CPU."""
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    dtype: str = "auto"
+    remat: str = "none"
+    attention: str = "xla"
+    scan_unroll: int = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The latents: where they are (a directory, or "embedded:digits") and what they must be."""
+
+    path: str
+    latent_shape: tuple[int, int, int]
+    num_classes: int
+    examples_per_epoch: int
+
+    def __post_init__(self):
+        shape = tuple(self.latent_shape)
+        if len(shape) != 3 or shape[0] != shape[1] or min(shape) < 1:
+            raise InputError(f"data.latent_shape is {shape}, expected (side, side, channels)")
+        if self.num_classes < 1 or self.examples_per_epoch < 1:
+            raise InputError("data.num_classes and data.examples_per_epoch must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run: lengths and intervals in steps; `batch_size` is global; `keep_every=0` keeps no
+    checkpoint beyond the newest `keep`."""
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    label_dropout: float = 0.1
+    ema_decay: float = 0.9999
+    microbatches: int = 1
+    log_every: int = 100
+    checkpoint_every: int = 5000
+    keep: int = 3
+    keep_every: int = 0
+
+    def __post_init__(self):
+        for name in (
+            "steps",
+            "batch_size",
+            "microbatches",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} is {getattr(self, name)}, expected at least 1")
+        if self.keep_every < 0 or not 0 <= self.seed < 2**32:
+            raise InputError("train.keep_every and train.seed must not be negative (seed < 2**32)")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the run's samples are drawn unless asked otherwise; `steps` may be "10,20" for DiT."""
+
+    solver: str
+    steps: int | str
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run, whole. Made by `from_dict`."""
+
+    model: ModelConfig
+    process: Process
+    sra: SRAConfig | None
+    weight: WeightSchedule
+    optimizer: OptimizerConfig
+    data: DataConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    sampling: SamplingConfig
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "Experiment":
+        """The experiment that a nested dict of plain values describes (see `configs/`).
+
+        Raises:
+          InputError: a section or field that is unknown or missing, or a value that cannot be.
+        """
+        sections = ("model", "process", "sra", "optimizer", "data", "train", "mesh", "sampling")
+        _check_names("config", config, sections, sections)
+        data = _build(DataConfig, "data", config["data"])
+        train = _build(TrainConfig, "train", config["train"])
+        sra, weight = _read_sra(config["sra"], data.examples_per_epoch // train.batch_size)
+        experiment = cls(
+            model=_build(ModelConfig, "model", config["model"]),
+            process=_read_process(config["process"]),
+            sra=sra,
+            weight=weight,
+            optimizer=_build(OptimizerConfig, "optimizer", config["optimizer"]),
+            data=data,
+            train=train,
+            mesh=_build(MeshConfig, "mesh", config["mesh"]),
+            sampling=_build(SamplingConfig, "sampling", config["sampling"]),
+        )
+        experiment._check()
+        return experiment
+
+    def transformer(self, platform: str) -> TransformerConfig:
+        """The transformer's full shape, computing as suits `platform` ("cpu", "gpu" or "tpu")."""
+        fields = dataclasses.asdict(self.model)
+        if fields["dtype"] == "auto":
+            fields["dtype"] = "float32" if platform == "cpu" else "bfloat16"
+        side, _, channels = self.data.latent_shape
+        return TransformerConfig(
+            kind=self.process.model_kind,
+            input_size=side,
+            in_channels=channels,
+            num_classes=self.data.num_classes,
+            **fields,
+        )
+
+    def objective(self, platform: str) -> Objective:
+        """What is trained."""
+        model = DiffusionTransformer(self.transformer(platform))
+        return Objective(model, self.process, self.sra, self.weight)
+
+    def step_config(self, scale: float, shift: float) -> StepConfig:
+        """How a step is made on latents of this scale and shift."""
+        train = self.train
+        return StepConfig(
+            train.seed, train.label_dropout, train.ema_decay, train.microbatches, scale, shift
+        )
+
+    @property
+    def head(self) -> bool:
+        """Whether the parameters include the projection head."""
+        return self.sra is not None and self.sra.head
+
+    def guidance(self) -> Guidance:
+        """The guidance that samples of this run use."""
+        low, high = self.sampling.guidance_interval
+        return Guidance(self.sampling.guidance, low, high, self.process.guidance_channels)
+
+    def solver_steps(self) -> list[Step]:
+        """The steps of the solver that samples of this run use."""
+        steps = parse_steps(str(self.sampling.steps))
+        return make_steps(self.process, self.sampling.solver, steps)
+
+    def _check(self) -> None:
+        depth = self.transformer("cpu").depth
+        if self.sra is not None and self.sra.teacher_block > depth:
+            raise InputError(
+                f"sra.teacher_block is {self.sra.teacher_block}, but the model has {depth} blocks"
+            )
+        if self.train.batch_size % self.train.microbatches:
+            raise InputError(
+                f"train.batch_size {self.train.batch_size} does not divide into "
+                f"{self.train.microbatches} microbatches"
+            )
+        self.step_config(1.0, 0.0)
+        self.guidance()
+        self.solver_steps()
+
+
+def _read_process(config: Mapping[str, Any]) -> Process:
+    fields = dict(config)
+    name = fields.pop("name", None)
+    expect_one_of("process", name, PROCESSES)
+    return _build(PROCESSES[name], "process", fields)
+
+
+def _read_sra(
+    config: Mapping[str, Any], steps_per_epoch: int
+) -> tuple[SRAConfig | None, WeightSchedule]:
+    """The method (None where its weight is 0), and its weight's schedule."""
+    fields = dict(config)
+    try:
+        schedule = WeightSchedule(
+            weight=fields.pop("weight"),
+            steps_per_epoch=max(steps_per_epoch, 1),
+            constant_epochs=fields.pop("constant_epochs", 0),
+            decade_epochs=fields.pop("decade_epochs", 0) or None,
+        )
+    except KeyError as error:
+        raise InputError(f"config section sra lacks {error.args[0]}") from None
+    if not schedule.weight >= 0:
+        raise InputError(f"sra.weight is {schedule.weight}, expected at least 0 (0: no alignment)")
+    method = _build(SRAConfig, "sra", fields)
+    return (method if schedule.weight > 0 else None), schedule
+
+
+def _build(cls: type, section: str, values: Mapping[str, Any]) -> Any:
+    """A dataclass from the values of a section, lists turned into tuples."""
+    fields = dataclasses.fields(cls)
+    required = [f.name for f in fields if f.default is dataclasses.MISSING]
+    _check_names(f"config section {section}", values, [f.name for f in fields], required)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _check_names(what: str, given: Mapping[str, Any], known, required) -> None:
+    for name in given:
+        expect_one_of(f"field of {what}", name, known)
+    if missing := [name for name in required if name not in given]:
+        raise InputError(f"{what} lacks {', '.join(missing)}")

@@ -1,0 +1,30 @@
+"""Trains a diffusion transformer, with Self-Representation Alignment or without, from a config file.
+
+Run the same command again and it goes on from the last checkpoint, after whatever ended it.
+
+  python -m sra_jax.train --config=configs/digits.py --workdir=runs/digits
+  python -m sra_jax.train --config=configs/sit_sra.py:XL/2,recipe=cosine --workdir=gs://bucket/xl \\
+      --config.data.path=gs://bucket/latents --config.mesh.fsdp=16
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from sra_jax import command
+from sra_jax.trainer import train
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, and after a colon its argument; --config.FIELD=VALUE overrides."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run: checkpoints, config, events."
+)
+
+
+def main() -> int:
+    """Trains as the flags say."""
+    return train(_CONFIG.value.to_dict(), _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__, required=("config", "workdir"))

@@ -1,0 +1,55 @@
+"""The loop: take a batch, make a step, and now and then report or save. Nothing waits for devices."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from sra_jax.errors import RunError
+from sra_jax.training.checkpoint import CheckpointStore
+from sra_jax.training.reporting import NonFiniteError, Reporter
+from sra_jax.training.signals import StopSignals
+from sra_jax.training.state import TrainState
+from sra_jax.training.step import Batch, Metrics
+
+
+def run_steps(
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batches: Iterator[Batch],
+    steps: range,
+    checkpoint_every: int,
+    store: CheckpointStore,
+    save: Callable[[int, TrainState], None],
+    reporter: Reporter,
+    stop: StopSignals,
+) -> int:
+    """Runs `steps` (those made so far, to the total), saving every so often, when asked to stop,
+    and at the end. Returns the number of steps made in all.
+
+    Raises:
+      RunError: a metric was not finite. What was saved before it is untouched.
+    """
+    done = steps.start
+    try:
+        for done in range(steps.start + 1, steps.stop + 1):
+            asked_at = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked_at
+            state, metrics = train_step(state, batch)
+            reporter.add(done, metrics, waited)
+            if stop.requested or done % checkpoint_every == 0 or done == steps.stop:
+                reporter.flush()  # nothing is saved whose metrics were not looked at
+                save(done, state)
+            if stop.requested:
+                break
+    except NonFiniteError as error:
+        store.wait()
+        saved = store.latest_step()
+        kept = (
+            f"the last checkpoint, of step {saved}, is good" if saved else "nothing was saved yet"
+        )
+        raise RunError(
+            f"training stopped: {error}; {kept}; lower optimizer.learning_rate or change the recipe "
+            "in a new workdir"
+        ) from None
+    store.wait()
+    return done

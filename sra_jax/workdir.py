@@ -1,0 +1,165 @@
+"""A run's directory: its config, its data's metadata, its checkpoints, and who may write to it."""
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from sra_jax.data.latents import LatentSpec
+from sra_jax.errors import InputError, expect_one_of
+from sra_jax.experiment import Experiment
+from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.training.checkpoint import CheckpointStore
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+
+# What may change when a run goes on: how long, how often, on which devices, and where the data lie.
+# Everything else changes the numbers.
+FREE_FIELDS = (
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.keep_every",
+    "train.microbatches",
+    "model.remat",
+    "model.attention",
+    "model.scan_unroll",
+    "data.path",
+    "mesh",
+    "sampling",
+)
+
+
+class SavedRun(NamedTuple):
+    """What a workdir remembers of its run."""
+
+    config: dict[str, Any]
+    data: LatentSpec
+
+
+class TrainedModel(NamedTuple):
+    """A model read from a workdir, with what it needs to be used."""
+
+    experiment: Experiment
+    data: LatentSpec
+    model: DiffusionTransformer
+    params: Any
+    step: int
+
+
+def lock(workdir: epath.Path) -> Any:
+    """Claims a local workdir for this process until it ends; keep what is returned.
+
+    Raises:
+      InputError: another process trains in it.
+    """
+    if "://" in os.fspath(workdir):  # object stores have no locks
+        return None
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / LOCK_FILE, "a+")  # noqa: SIM115 the lock lives as long as the file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        raise InputError(
+            f"another run (process {file.read().strip() or 'unknown'}) trains in {workdir}; wait for "
+            "it, stop it, or choose another --workdir"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -> None:
+    """Writes what the run is, or checks that it is what it was.
+
+    Raises:
+      InputError: the workdir was made with another config or other data; names what differs.
+    """
+    config = json.loads(json.dumps(config))
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        saved = read(workdir)
+        now = {"config": config, "data": _plain(data)}
+        differing = _differences({"config": saved.config, "data": _plain(saved.data)}, now)
+        if differing:
+            raise InputError(
+                f"{workdir} was made with another setting: {'; '.join(differing)}; restore it, or "
+                "choose another --workdir"
+            )
+    text = json.dumps(
+        {"format_version": FORMAT_VERSION, "config": config, "data": _plain(data)}, indent=2
+    )
+    scratch = workdir / f".{CONFIG_FILE}.tmp"
+    scratch.write_text(text + "\n")
+    scratch.replace(path)
+
+
+def read(workdir: epath.Path) -> SavedRun:
+    """What the run in `workdir` is.
+
+    Raises:
+      InputError: there is no run, or one of a newer format.
+    """
+    path = workdir / CONFIG_FILE
+    if not workdir.exists():
+        raise InputError(f"no workdir {workdir}; train first, or check --workdir")
+    if not path.exists():
+        raise InputError(f"{workdir} holds no run ({CONFIG_FILE} is missing); check --workdir")
+    try:
+        saved = json.loads(path.read_text())
+        version = saved["format_version"]
+        if version > FORMAT_VERSION:
+            raise InputError(
+                f"{path} has format {version}, expected {FORMAT_VERSION}: update sra_jax"
+            )
+        return SavedRun(saved["config"], LatentSpec(**saved["data"]))
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
+
+
+def load_model(
+    workdir: str, weights: str = "ema", step: int | None = None, platform: str | None = None
+) -> TrainedModel:
+    """Opens a workdir's model with its "ema" or "student" weights, of `step` or the newest.
+
+    Raises:
+      InputError: no run, no checkpoint, or unknown weights.
+    """
+    expect_one_of("weights", weights, ("ema", "student"))
+    directory = epath.Path(workdir)
+    saved = read(directory)
+    experiment = Experiment.from_dict(saved.config)
+    model = DiffusionTransformer(experiment.transformer(platform or jax.default_backend()))
+    name = {"ema": "ema", "student": "params"}[weights]
+    shapes = jax.eval_shape(lambda key: init_params(model, key, experiment.head), jax.random.key(0))
+    with CheckpointStore(workdir) as store:
+        step, trees = store.restore({name: shapes}, step)
+    return TrainedModel(experiment, saved.data, model, trees[name], step)
+
+
+def _plain(data: LatentSpec) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(data)))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if name.removeprefix("config.") in FREE_FIELDS:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{name} was {old}, is {new}"]
