@@ -1,71 +1,38 @@
-"""SiT + SRA on scikit-learn's 1,797 handwritten digits, 8x8 pixels: the system in two minutes.
+"""SiT + SRA, or DiT + SRA, on scikit-learn's 1,797 handwritten digits of 8x8 pixels.
 
     python -m sra_jax.train --config=configs/digits.py --workdir=runs/digits
+    python -m sra_jax.train --config=configs/digits.py:dit --workdir=runs/digits_dit
 
-Two CPU cores, 2 GB of memory. A run this short needs a higher learning rate and a faster EMA than
-the paper's 1e-4 and 0.9999; all else about the method is the paper's.
+Hardware: two CPU cores, 2 GB of memory. Duration: one to two minutes. Expect every sample to be of
+the class asked for, and a loss that ends near 0.45 (SiT). A run this short needs a higher learning
+rate and a faster EMA than the paper's 1e-4 and 0.9999; the method is the paper's.
 """
 
 from ml_collections import ConfigDict
 
+from sra_jax.configuration import base_config, parse_argument
+from sra_jax.errors import expect_one_of
 
-def get_config() -> ConfigDict:
-    return ConfigDict(
-        {
-            "model": {
-                "patch_size": 2,
-                "width": 64,
-                "depth": 4,
-                "num_heads": 4,
-                "dtype": "auto",
-                "remat": "none",
-                "attention": "xla",
-                "scan_unroll": 1,
-            },
-            "process": {"name": "interpolant", "path": "linear", "weighting": "uniform"},
-            "sra": {
-                "weight": 0.2,
-                "student_block": 1,
-                "teacher_block": 3,
-                "distance": "smooth_l1",
-                "gap": "dynamic",
-                "gap_max": 0.2,
-                "head": True,
-                "constant_epochs": 0,
-                "decade_epochs": 0,
-            },
-            "optimizer": {
-                "learning_rate": 2e-3,
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "weight_decay": 0.0,
-                "clip_norm": 1.0,
-            },
-            "data": {
-                "path": "embedded:digits",
-                "latent_shape": (8, 8, 1),
-                "num_classes": 10,
-                "examples_per_epoch": 1797,
-            },
-            "train": {
-                "steps": 4000,
-                "batch_size": 64,
-                "seed": 0,
-                "label_dropout": 0.1,
-                "ema_decay": 0.995,
-                "microbatches": 1,
-                "log_every": 200,
-                "checkpoint_every": 500,
-                "keep": 3,
-                "keep_every": 0,
-            },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "sampling": {
-                "solver": "sde",
-                "steps": 100,
-                "guidance": 2.0,
-                "guidance_interval": (0.0, 1.0),
-            },
-        }
+
+def get_config(argument: str = "sit") -> ConfigDict:
+    kind, _ = parse_argument(argument, {})
+    expect_one_of("process of the digits", kind, ("sit", "dit"))
+    config = base_config()
+    config.model.update(patch_size=2, width=64, depth=4, num_heads=4)
+    config.sra.update(student_block=1, teacher_block=3)
+    config.optimizer.learning_rate = 2e-3
+    config.data.update(
+        path="embedded:digits", latent_shape=(8, 8, 1), num_classes=10, examples_per_epoch=1797
     )
+    config.train.update(
+        steps=3000, batch_size=64, ema_decay=0.995, log_every=250, checkpoint_every=500
+    )
+    if kind == "sit":
+        config.process = ConfigDict(
+            {"name": "interpolant", "path": "linear", "weighting": "uniform"}
+        )
+        config.sampling.update(solver="sde", steps="100", guidance=2.0)
+    else:
+        config.process = ConfigDict({"name": "ddpm"})
+        config.sampling.update(solver="ddpm", steps="100", guidance=2.0, guidance_channels=3)
+    return config

@@ -1,7 +1,7 @@
 """How every command runs: its flags, its help, and how it ends.
 
-Exit codes: 0 done; 2 bad input, told in one line on stderr; 75 stopped by SIGTERM and 130 by Ctrl-C,
-both after saving (run the same command again); 1 anything else.
+Exit codes: 0 done; 2 bad input, told in one line on stderr; 75 stopped by SIGTERM and 130 by
+Ctrl-C, both after saving (run the same command again); 1 anything else.
 """
 
 import logging

@@ -21,8 +21,8 @@ from sra_jax.training.step import Objective, StepConfig
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The transformer, without what the data decide. "auto" computes in bfloat16 on accelerators and
-    in float32 on CPU."""
+    """The transformer, without what the data decide. A dtype of "auto" computes in bfloat16 on
+    accelerators and in float32 on CPU."""
 
     patch_size: int
     width: int
@@ -84,12 +84,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the run's samples are drawn unless asked otherwise; `steps` may be "10,20" for DiT."""
+    """How the run's samples are drawn unless asked otherwise. `steps` is a number, for DiT perhaps
+    "10,20"; `guidance_channels` leading channels are guided, 0 meaning all."""
 
     solver: str
-    steps: int | str
+    steps: str
     guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,13 @@ class Experiment:
 
     def guidance(self) -> Guidance:
         """The guidance that samples of this run use."""
-        low, high = self.sampling.guidance_interval
-        return Guidance(self.sampling.guidance, low, high, self.process.guidance_channels)
+        settings = self.sampling
+        low, high = settings.guidance_interval
+        return Guidance(settings.guidance, low, high, settings.guidance_channels)
 
     def solver_steps(self) -> list[Step]:
         """The steps of the solver that samples of this run use."""
-        steps = parse_steps(str(self.sampling.steps))
+        steps = parse_steps(self.sampling.steps)
         return make_steps(self.process, self.sampling.solver, steps)
 
     def _check(self) -> None:

@@ -26,7 +26,7 @@ class SRAConfig:
     """Which features are aligned, and how. Blocks count from 1.
 
     `gap_max` bounds t - t_teacher as a fraction of the whole time; `gap` is "dynamic" (uniform up
-    to the bound, paper sec. 3.2) or "fixed" (the bound itself). `head=False` aligns raw features.
+    to the bound, as in the paper) or "fixed" (the bound itself). `head=False` aligns raw features.
 
     Raises:
       InputError: a value that makes no sense; names it.
@@ -90,7 +90,7 @@ class Losses(NamedTuple):
 def draw_times(
     config: SRAConfig | None, process: Process, time_key: jax.Array, gap_key: jax.Array, batch: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Times of the student [B] and of the teacher [B] (paper eq. 5)."""
+    """Times of the student [B] and of the teacher [B] (paper, sec. 3)."""
     t = process.draw_time(time_key, batch)
     if config is None:
         return t, t
@@ -110,7 +110,7 @@ def sra_loss(
     t: jax.Array,
     t_teacher: jax.Array,
 ) -> Losses:
-    """Generation and alignment losses of latents `x` [B, H, W, C] (paper eq. 4 and 6).
+    """Generation and alignment losses of latents `x` [B, H, W, C] (paper, sec. 3).
 
     `labels` [B] have already been dropped: student and teacher see the same. The teacher computes
     nothing above its block. Without a `config` no teacher runs: that is plain SiT or DiT.
@@ -134,7 +134,7 @@ def sra_loss(
 
 
 def smooth_l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Huber's loss over beta = 0.05, averaged (paper sec. 3.2)."""
+    """Huber's loss over beta = 0.05, averaged: the paper's."""
     error = jnp.abs(_difference(prediction, target))
     quadratic = 0.5 * jnp.square(error) / SMOOTH_L1_BETA
     loss = jnp.where(error < SMOOTH_L1_BETA, quadratic, error - 0.5 * SMOOTH_L1_BETA)

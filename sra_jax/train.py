@@ -1,4 +1,4 @@
-"""Trains a diffusion transformer, with Self-Representation Alignment or without, from a config file.
+"""Trains a diffusion transformer from a config file, with Self-Representation Alignment or without.
 
 Run the same command again and it goes on from the last checkpoint, after whatever ended it.
 

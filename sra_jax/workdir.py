@@ -69,9 +69,10 @@ def lock(workdir: epath.Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
+        owner = file.read().strip() or "unknown"
         raise InputError(
-            f"another run (process {file.read().strip() or 'unknown'}) trains in {workdir}; wait for "
-            "it, stop it, or choose another --workdir"
+            f"another run (process {owner}) trains in {workdir}; wait for it, stop it, or choose "
+            "another --workdir"
         ) from None
     file.truncate(0)
     file.write(str(os.getpid()))

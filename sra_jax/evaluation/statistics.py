@@ -22,8 +22,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Squared Fréchet (2-Wasserstein) distance of two normals (Dowson & Landau 1982):
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    The trace of (A B)^(1/2) is that of the symmetric (A^(1/2) B A^(1/2))^(1/2), whose eigenvalues are
-    real however nearly singular A and B are.
+    The trace of (A B)^(1/2) is that of the symmetric (A^(1/2) B A^(1/2))^(1/2), whose eigenvalues
+    are real however nearly singular A and B are.
     """
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T

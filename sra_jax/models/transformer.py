@@ -158,7 +158,7 @@ class DiffusionTransformer(nn.Module):
         return Output(unpatchify(values, config.patch_size).astype(jnp.float32), features)
 
     def project(self, feature: jax.Array) -> jax.Array:
-        """The projection head on a feature [B, N, D] -> [B, N, D] (SRA sec. 3.2)."""
+        """The projection head on a feature [B, N, D] -> [B, N, D] (SRA sec. 3)."""
         return self.head(feature)
 
     def _init_blocks(self, key: jax.Array) -> Any:

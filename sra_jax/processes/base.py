@@ -19,9 +19,6 @@ class Process(Protocol):
     solvers: ClassVar[tuple[str, ...]]
     """Names of the solvers that can sample it, the default first."""
 
-    guidance_channels: ClassVar[int | None]
-    """How many leading channels guidance acts on by default; None for all that are predicted."""
-
     def draw_time(self, key: jax.Array, batch: int) -> jax.Array:
         """Training times [batch]."""
 

@@ -45,7 +45,6 @@ class DDPM:
 
     model_kind: ClassVar[str] = "dit"
     solvers: ClassVar[tuple[str, ...]] = ("ddpm", "ddim")
-    guidance_channels: ClassVar[int | None] = 3
 
     @cached_property
     def chain(self) -> Chain:

@@ -32,7 +32,6 @@ class Interpolant:
 
     model_kind: ClassVar[str] = "sit"
     solvers: ClassVar[tuple[str, ...]] = ("sde", "euler", "heun")
-    guidance_channels: ClassVar[int | None] = None
 
     def __post_init__(self):
         expect_one_of("path", self.path, ("linear", "cosine"))
@@ -95,7 +94,7 @@ class Interpolant:
         return output
 
     def score(self, velocity: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Gradient of log p_t at `x`, from the velocity (SiT eq. 9, solved for the score)."""
+        """Gradient of log p_t at `x`, from the velocity (SiT, sec. 2)."""
         alpha, sigma = self.alpha_sigma(per_image(t))
         d_alpha, d_sigma = self.derivatives(per_image(t))
         ratio = alpha / d_alpha

@@ -1,4 +1,4 @@
-"""From parameters and labels to images, in chunks; each image is a function of (seed, index) alone."""
+"""From parameters and labels to images, in chunks; each is a function of (seed, index) alone."""
 
 import logging
 import time
@@ -76,7 +76,7 @@ def generate(
 
 
 def choose_labels(text: str, count: int, num_classes: int, seed: int) -> np.ndarray:
-    """Labels int32 [count]: "random", "balanced" (0, 1, 2, ... repeated), or a list "3,1,4" repeated.
+    """Labels int32 [count]: "random", "balanced" (0, 1, 2 and so on), or a list "3,1,4" repeated.
 
     Raises:
       InputError: something else, or a label out of range.

@@ -13,7 +13,7 @@ from sra_jax.models import Output
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guides the first `channels` channels of the output (None: all that predict the latent) by
+    """Guides the first `channels` channels of the output (0: all of the latent's) by
     `scale` in steps that start at a time in [low, high], both included; 1 means none.
 
     Raises:
@@ -23,7 +23,7 @@ class Guidance:
     scale: float = 1.0
     low: float = 0.0
     high: float = 1.0
-    channels: int | None = None
+    channels: int = 0
 
     def __post_init__(self):
         if not self.scale >= 1:
@@ -33,8 +33,10 @@ class Guidance:
                 f"guidance interval is {self.low},{self.high}, expected LOW,HIGH with "
                 "0 <= LOW <= HIGH <= 1 (0 is data, 1 is noise)"
             )
-        if self.channels is not None and self.channels < 1:
-            raise InputError(f"guidance channels is {self.channels}, expected at least 1")
+        if self.channels < 0:
+            raise InputError(
+                f"guidance channels is {self.channels}, expected at least 0 (0 is all)"
+            )
 
     def active(self, time: float) -> bool:
         """Whether a step that starts at `time`, a host float64, is guided."""
@@ -65,7 +67,7 @@ def predict_guided(
         jnp.concatenate([labels, jnp.full_like(labels, null_label)]),
     )
     conditional, unconditional = jnp.split(both, 2)
-    n = guidance.channels or x.shape[-1]
+    n = min(guidance.channels or x.shape[-1], x.shape[-1])
     difference = conditional[..., :n] - unconditional[..., :n]
     guided = unconditional[..., :n] + guidance.scale * difference
     return jnp.concatenate([guided, conditional[..., n:]], axis=-1)

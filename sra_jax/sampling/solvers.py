@@ -141,7 +141,7 @@ def heun(process: Interpolant, steps: int) -> list[Step]:
 
 
 def sde(process: Interpolant, steps: int) -> list[Step]:
-    """Euler-Maruyama for the reverse SDE, ending with a step by the drift alone (SiT sec. 2.4)."""
+    """Euler-Maruyama for the reverse SDE, ending with a step by the drift alone (SiT, sec. 2)."""
     steps = _single(steps, at_least=2)
     rules = [sde_step] * (steps - 1) + [sde_mean_step]
     return _along(process, process.sde_times(steps), rules)

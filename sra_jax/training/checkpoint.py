@@ -23,7 +23,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, RunError
 from sra_jax.training.fingerprint import fingerprint, layout
 
 FORMAT_VERSION = 1
@@ -36,7 +36,7 @@ _step_names = ocp.path.step.standard_name_format()
 
 
 class CheckpointError(InputError):
-    """A checkpoint could not be written, found, read or believed; says which and what to do."""
+    """A checkpoint could not be found, read or believed; says which and what to do."""
 
 
 class _DamagedError(Exception):
@@ -51,7 +51,7 @@ class CheckpointStore:
     trains; only one may save. In a run of several processes each makes the same calls.
     """
 
-    def __init__(self, workdir: str, *, keep: int = 3, keep_every: int | None = None):
+    def __init__(self, workdir: epath.PathLike, *, keep: int = 3, keep_every: int | None = None):
         """Keeps the newest `keep` checkpoints and, forever, every multiple of `keep_every` steps.
 
         An old checkpoint is deleted only after a newer one is complete. Raises InputError for a
@@ -74,7 +74,7 @@ class CheckpointStore:
     def __exit__(self, kind, error, trace) -> None:
         try:
             self.close()
-        except CheckpointError as failure:
+        except RunError as failure:
             if error is None:
                 raise
             _log.error("%s", failure)  # the error that ended the run is the one to raise
@@ -101,7 +101,7 @@ class CheckpointStore:
 
         Returns as soon as the arrays are on the host: they may then be donated. A step that is
         there already is left alone, unless it is damaged: then it is replaced. Returns whether a
-        save was started. Raises CheckpointError if this or the previous save failed.
+        save was started. Raises RunError if this or the previous save failed.
         """
         self.wait()
         exists = step in self.steps()
@@ -123,7 +123,7 @@ class CheckpointStore:
         return True
 
     def wait(self) -> None:
-        """Returns when what was saved is complete on disk. Raises CheckpointError if it failed."""
+        """Returns when what was saved is complete on disk. Raises RunError if it failed."""
         if self._saving is None:
             return
         step, self._saving = self._saving, None
@@ -236,7 +236,7 @@ class CheckpointStore:
             self._checkpointer = None
             good = [other for other in self.steps() if other not in self._damaged]
             last = f"the last good step is {good[-1]}" if good else "no step is saved yet"
-            raise CheckpointError(
+            raise RunError(
                 f"saving step {step} to {self.directory} failed ({_reason(error)}), {last}"
             ) from error
 

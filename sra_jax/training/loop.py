@@ -1,4 +1,4 @@
-"""The loop: take a batch, make a step, and now and then report or save. Nothing waits for devices."""
+"""The loop: take a batch, make a step, now and then report or save. Nothing waits for devices."""
 
 import time
 from collections.abc import Callable, Iterator

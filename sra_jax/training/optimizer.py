@@ -10,7 +10,7 @@ from sra_jax.errors import InputError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW at a constant learning rate; the defaults are the paper's (sec. 4.1).
+    """AdamW at a constant learning rate; the defaults are the paper's (sec. 4).
 
     Raises:
       InputError: a value out of its range.
