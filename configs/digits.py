@@ -31,8 +31,8 @@ def get_config(argument: str = "sit") -> ConfigDict:
         config.process = ConfigDict(
             {"name": "interpolant", "path": "linear", "weighting": "uniform"}
         )
-        config.sampling.update(solver="sde", steps="100", guidance=2.0)
+        config.sampling.update(solver="sde", steps="100", guidance=1.5)
     else:
         config.process = ConfigDict({"name": "ddpm"})
-        config.sampling.update(solver="ddpm", steps="100", guidance=2.0, guidance_channels=3)
+        config.sampling.update(solver="ddpm", steps="100", guidance=1.5, guidance_channels=3)
     return config

@@ -5,8 +5,10 @@ Ctrl-C, both after saving (run the same command again); 1 anything else.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -35,18 +37,46 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
         _end(error, FAILED)
 
 
+def config_dict(flag: flags.FlagHolder) -> dict[str, Any]:
+    """The nested dict of a config-file flag. Raises InputError if the file could not be loaded."""
+    try:
+        return flag.value.to_dict()
+    except OSError as error:  # the flags library keeps this failure until somebody looks
+        raise InputError(f"cannot load --{flag.name}: {_last_line(error)}") from None
+    except AttributeError:
+        raise InputError(
+            f"the file of --{flag.name} must return an ml_collections.ConfigDict"
+        ) from None
+
+
 def _parse(required: Sequence[str]) -> None:
     try:
         left = flags.FLAGS(sys.argv)[1:]
-    except InputError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(_one_line(error)) from None  # flags and ml_collections raise all of these
+    except Exception as error:  # a config file is code, and may raise anything
+        raise InputError(_explain(error)) from None
     if left:
         raise InputError(f"unexpected argument {left[0]!r}; flags look like --name=value")
     for name in required:
         if flags.FLAGS[name].value is None:
             raise InputError(f"--{name} is missing; see --help")
+
+
+def _explain(error: Exception) -> str:
+    """What is wrong with the command line, without what the libraries wrap around it."""
+    text = str(error)
+    if field := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text):
+        return f"unknown config field {field[2]!r}; did you mean {field[1]!r}?"
+    if isinstance(error, KeyError | AttributeError) and text.startswith("\"'"):
+        return f"unknown config field {text[1:-1]}; see the config file for what there is"
+    if "Traceback" in text:  # what a config file raised, as text
+        return re.sub(r"^[\w.]*InputError: ", "", _last_line(error))
+    if isinstance(error, flags.Error):
+        return text
+    return f"the config file failed with {type(error).__name__}: {text}"
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _log_to_stdout() -> None:
@@ -58,11 +88,6 @@ def _log_to_stdout() -> None:
     log.propagate = False
 
 
-def _one_line(error: BaseException) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
-
-
 def _end(error: Exception, code: int) -> None:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    print("error:", *str(error).split(), file=sys.stderr)
     sys.exit(code)

@@ -4,6 +4,7 @@ Everything that can be known to be wrong without data or devices is refused here
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -213,7 +214,7 @@ def _read_sra(
         )
     except KeyError as error:
         raise InputError(f"config section sra lacks {error.args[0]}") from None
-    if not schedule.weight >= 0:
+    if not 0 <= schedule.weight < math.inf:
         raise InputError(f"sra.weight is {schedule.weight}, expected at least 0 (0: no alignment)")
     method = _build(SRAConfig, "sra", fields)
     return (method if schedule.weight > 0 else None), schedule

@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main() -> int:
     """Trains as the flags say."""
-    return train(_CONFIG.value.to_dict(), _WORKDIR.value)
+    return train(command.config_dict(_CONFIG), _WORKDIR.value)
 
 
 if __name__ == "__main__":

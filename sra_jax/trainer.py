@@ -51,8 +51,8 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
         mesh = make_mesh(experiment.mesh)
         check_batch(experiment.train.batch_size, experiment.train.microbatches, mesh)
         directory = epath.Path(workdir)
-        held = workdirs.lock(directory)
         source = open_data(experiment.data, directory)
+        held = workdirs.lock(directory)
         workdirs.remember(directory, config, source.spec)
         _train(experiment, config, directory, source, mesh, stop)
         if held is not None:
@@ -110,6 +110,7 @@ def _train(
         if start >= settings.steps:
             _log.info("finished: %s has %s steps", workdir, f"{start:,}")
             return
+        reader = batches(source, settings.batch_size, settings.seed, start)
         if state is None:
             state = jax.jit(fresh_state, out_shardings=shardings)()
         rows = batch_sharding(mesh)
@@ -123,7 +124,6 @@ def _train(
             rows,
             replicated(mesh),
         )
-        reader = batches(source, settings.batch_size, settings.seed, start)
         reporter = Reporter(
             _make_writer(workdir), start, settings.steps, settings.batch_size, settings.log_every
         )

@@ -81,14 +81,14 @@ def lock(workdir: epath.Path) -> Any:
 
 
 def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -> None:
-    """Writes what the run is, or checks that it is what it was.
+    """Writes what the run is; once it has a checkpoint, checks that it is what it was.
 
     Raises:
       InputError: the workdir was made with another config or other data; names what differs.
     """
     config = json.loads(json.dumps(config))
     path = workdir / CONFIG_FILE
-    if path.exists():
+    if CheckpointStore(workdir).steps():
         saved = read(workdir)
         now = {"config": config, "data": _plain(data)}
         differing = _differences({"config": saved.config, "data": _plain(saved.data)}, now)

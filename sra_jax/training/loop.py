@@ -48,7 +48,7 @@ def run_steps(
             f"the last checkpoint, of step {saved}, is good" if saved else "nothing was saved yet"
         )
         raise RunError(
-            f"training stopped: {error}; {kept}; lower optimizer.learning_rate or change the recipe "
+            f"training stopped: {error}; {kept}; lower optimizer.learning_rate or change recipe "
             "in a new workdir"
         ) from None
     store.wait()

@@ -1,0 +1,44 @@
+"""Eight virtual CPU devices and quick compiles, set before JAX starts; golden numbers as fixtures.
+
+Compiling without LLVM's optimisations takes a third of the time, and agrees with the golden numbers
+as well. Set SRA_JAX_TEST_OPTIMIZED=1 to compile as users do.
+"""
+
+import os
+
+import jax
+import pytest
+
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+flags = os.environ.get("XLA_FLAGS", "")
+if not os.environ.get("SRA_JAX_TEST_OPTIMIZED"):
+    os.environ["XLA_FLAGS"] = f"{QUICK} {flags}".strip()  # processes that tests start inherit it
+if "xla_force_host_platform_device_count" not in flags:
+    jax.config.update("jax_num_cpu_devices", 8)  # and they do not inherit this
+
+from golden import Golden, Jitted  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def sit():
+    """The golden numbers of SiT."""
+    return Golden("sit")
+
+
+@pytest.fixture(scope="session")
+def dit():
+    """The golden numbers of DiT."""
+    return Golden("dit")
+
+
+@pytest.fixture(scope="session")
+def sit_model(sit):
+    """The golden SiT's model, its `apply` compiled once for all tests."""
+    return Jitted(sit.config)
+
+
+@pytest.fixture(scope="session")
+def dit_model(dit):
+    """The golden DiT's model, its `apply` compiled once for all tests."""
+    return Jitted(dit.config)
