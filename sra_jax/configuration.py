@@ -33,7 +33,7 @@ def base_config() -> ConfigDict:
                 "num_heads": 0,
                 "dtype": "auto",
                 "remat": "none",
-                "attention": "xla",
+                "attention": "auto",
                 "scan_unroll": 1,
             },
             "process": {"name": ""},
@@ -55,6 +55,7 @@ def base_config() -> ConfigDict:
                 "eps": 1e-8,
                 "weight_decay": 0.0,
                 "clip_norm": 1.0,
+                "moment_dtype": "float32",
             },
             "data": {
                 "path": "",

@@ -22,8 +22,8 @@ from sra_jax.training.step import Objective, StepConfig
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The transformer, without what the data decide. A dtype of "auto" computes in bfloat16 on
-    accelerators and in float32 on CPU."""
+    """The transformer, without what the data decide. "auto" computes in bfloat16 on accelerators,
+    in float32 on CPU, and takes cuDNN's attention where it applies."""
 
     patch_size: int
     width: int
@@ -31,7 +31,7 @@ class ModelConfig:
     num_heads: int
     dtype: str = "auto"
     remat: str = "none"
-    attention: str = "xla"
+    attention: str = "auto"
     scan_unroll: int = 1
 
 
@@ -140,6 +140,10 @@ class Experiment:
         fields = dataclasses.asdict(self.model)
         if fields["dtype"] == "auto":
             fields["dtype"] = "float32" if platform == "cpu" else "bfloat16"
+        if fields["attention"] == "auto":
+            head_width = self.model.width // max(self.model.num_heads, 1)
+            suits = fields["dtype"] == "bfloat16" and head_width % 8 == 0 and head_width <= 128
+            fields["attention"] = "cudnn" if platform == "gpu" and suits else "xla"
         side, _, channels = self.data.latent_shape
         return TransformerConfig(
             kind=self.process.model_kind,

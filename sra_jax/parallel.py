@@ -4,6 +4,7 @@ One mesh with three named axes. `data` and `fsdp` split the batch; `fsdp` also s
 optimiser state and EMA, and `tensor` splits attention heads and MLP width.
 """
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -12,12 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sra_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+CONNECT_SECONDS = 300
+HEARTBEAT_SECONDS = 30  # a process not heard of for so long is gone, and ends the others
+
+_log = logging.getLogger(__name__)
 
 # The first pattern that a parameter's path ends with decides, one entry an axis of the array; the
 # blocks' arrays begin with the depth. Optimiser moments and EMA follow their parameter.
@@ -114,9 +119,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def sharding(path, leaf):
-        name = "/".join(
-            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
-        )
+        name = _path_name(path)
         spec = _spec(name)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
@@ -129,11 +132,88 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Puts this process's rows of a global batch on its devices, as part of the global arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes of `tree`, placed by `shardings` (a tree of the same structure, or one for all)."""
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def place(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def sharding_table(tree: Any) -> list[str]:
+    """One line an array of an abstract tree: path, shape, spec, megabytes on each device."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        spec = ", ".join(str(axis) for axis in leaf.sharding.spec) or "copied"
+        rows.append((_path_name(path), str(leaf.shape), spec, f"{size / 1e6:,.2f} MB"))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        + f"  {row[3]:>12}"
+        for row in rows
+    ]
+
+
+def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:
+    """The rows of the global batch that this process's devices hold, increasing."""
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+
+
+def place_batch(
+    batch: Mapping[str, np.ndarray], rows: np.ndarray, batch_size: int, sharding: NamedSharding
+) -> dict[str, jax.Array]:
+    """Puts `rows` of a global batch on this process's devices, as its part of the global arrays."""
+
+    def place(values: np.ndarray) -> jax.Array:
+        def shard(index):
+            first, last, _ = index[0].indices(batch_size)
+            return values[np.searchsorted(rows, first) : np.searchsorted(rows, last)]
+
+        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, shard)
+
+    return {name: place(values) for name, values in batch.items()}
+
+
+def start_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of one run; call it before anything touches a device.
+
+    JAX finds the others by itself on TPU pods, GKE and SLURM; elsewhere the three arguments name
+    them. A lone process needs neither.
+
+    Raises:
+      InputError: only some of the arguments are given, or the coordinator does not answer.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given) and None in given:
+        raise InputError("give all of --coordinator=HOST:PORT, --num_processes and --process_id")
+    try:
+        jax.distributed.initialize(
+            *given,
+            initialization_timeout=CONNECT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except ValueError as error:
+        if coordinator is not None:
+            raise InputError(f"cannot start the processes: {error}") from None
+        _log.debug("one process: %s", error)  # JAX found no cluster
+    except RuntimeError as error:
+        raise InputError(
+            f"process {process_id} got no answer from the coordinator {coordinator} within "
+            f"{CONNECT_SECONDS} s; start process 0 there, and check host and port "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+
+
+def _path_name(path: tuple) -> str:
+    """("blocks", "mlp", ...) as "blocks/mlp/...": dict keys, fields and indices alike."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def _spec(name: str) -> PartitionSpec:

@@ -1,12 +1,12 @@
-"""Puts a run together: config, mesh, data, model, checkpoints, loop."""
+"""Puts a run together: config, mesh, data, program, checkpoints, loop."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from sra_jax import workdir as workdirs
@@ -15,21 +15,21 @@ from sra_jax.data.latents import LatentSource, open_latents
 from sra_jax.data.pipeline import batches, prefetch
 from sra_jax.errors import InputError
 from sra_jax.experiment import DataConfig, Experiment
+from sra_jax.hardware import chip_of
 from sra_jax.parallel import (
     batch_sharding,
     check_batch,
+    local_rows,
     make_mesh,
     place_batch,
-    replicated,
-    tree_shardings,
+    sharding_table,
 )
+from sra_jax.program import TrainProgram, make_program
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.loop import run_steps
-from sra_jax.training.optimizer import make_optimizer
-from sra_jax.training.reporting import Reporter, format_seconds
+from sra_jax.training.reporting import Reporter, Workload, format_seconds
 from sra_jax.training.signals import StopSignals
-from sra_jax.training.state import TrainState, init_state
-from sra_jax.training.step import make_train_step
+from sra_jax.training.state import TrainState
 
 EMBEDDED_DIGITS = "embedded:digits"
 
@@ -46,17 +46,16 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
       InputError: something about the config, the data or the workdir is wrong; nothing was done.
       RunError: the run cannot go on.
     """
+    experiment = Experiment.from_dict(config)
     with StopSignals() as stop:
-        experiment = Experiment.from_dict(config)
         mesh = make_mesh(experiment.mesh)
         check_batch(experiment.train.batch_size, experiment.train.microbatches, mesh)
         directory = epath.Path(workdir)
         source = open_data(experiment.data, directory)
-        held = workdirs.lock(directory)
-        workdirs.remember(directory, config, source.spec)
-        _train(experiment, config, directory, source, mesh, stop)
-        if held is not None:
-            held.close()
+        program = make_program(experiment, source.spec, mesh)
+        with workdirs.claimed(directory):
+            workdirs.remember(directory, config, source.spec)
+            _train(experiment, config, directory, source, mesh, program, stop)
         return stop.exit_code
 
 
@@ -91,47 +90,33 @@ def _train(
     workdir: epath.Path,
     source: LatentSource,
     mesh: jax.sharding.Mesh,
+    program: TrainProgram,
     stop: StopSignals,
 ) -> None:
-    settings = experiment.train
-    platform = mesh.devices.flat[0].platform
-    objective = experiment.objective(platform)
-    optimizer = make_optimizer(experiment.optimizer)
-
-    def fresh_state() -> TrainState:
-        return init_state(objective.model, optimizer, settings.seed, experiment.head)
-
-    shapes = jax.eval_shape(fresh_state)
-    shardings = tree_shardings(shapes, mesh)
-    with CheckpointStore(
-        workdir, keep=settings.keep, keep_every=settings.keep_every or None
-    ) as store:
-        start, state = _restore(store, shapes, shardings)
+    settings, size = experiment.train, experiment.train.batch_size
+    keep_every = settings.keep_every or None
+    with CheckpointStore(workdir, keep=settings.keep, keep_every=keep_every) as store:
+        start, state = _restore(store, program)
         if start >= settings.steps:
             _log.info("finished: %s has %s steps", workdir, f"{start:,}")
             return
-        reader = batches(source, settings.batch_size, settings.seed, start)
+        sharding = batch_sharding(mesh)
+        rows = local_rows(size, sharding)
+        reader = batches(source, size, settings.seed, start, rows)
+        _describe(experiment, mesh, program)
+        compiled = _compile(program)
         if state is None:
-            state = jax.jit(fresh_state, out_shardings=shardings)()
-        rows = batch_sharding(mesh)
-        compiled = _compile(
-            make_train_step(
-                objective, optimizer, experiment.step_config(source.spec.scale, source.spec.shift)
-            ),
-            shapes,
-            _batch_shapes(source, settings.batch_size),
-            shardings,
-            rows,
-            replicated(mesh),
-        )
+            state = program.init()
+        chip = chip_of(mesh.devices.flat[0])
+        workload = Workload(size, program.flops.useful, mesh.size, chip.flops if chip else None)
         reporter = Reporter(
-            _make_writer(workdir), start, settings.steps, settings.batch_size, settings.log_every
+            _make_writer(workdir), start, settings.steps, settings.log_every, workload
         )
         try:
             done = run_steps(
                 compiled,
                 state,
-                prefetch(reader, lambda batch: place_batch(batch, rows)),
+                prefetch(reader, lambda batch: place_batch(batch, rows, size, sharding)),
                 range(start, settings.steps),
                 settings.checkpoint_every,
                 store,
@@ -145,39 +130,57 @@ def _train(
     _log.info("%s: step %s is saved in %s", what, f"{done:,}", workdir)
 
 
-def _restore(store: CheckpointStore, shapes: TrainState, shardings: Any):
+def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainState | None]:
     """The newest good checkpoint's step and state; 0 and None where there is none."""
     if not store.steps():
         return 0, None
-    abstract = jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-    step, trees = store.restore(abstract._asdict())
+    step, trees = store.restore(program.state._asdict())
     _log.info("resuming from step %s", f"{step:,}")
     return step, TrainState(**trees)
 
 
-def _compile(train_step, state, batch, state_shardings, rows, copied):
+def _describe(experiment: Experiment, mesh: jax.sharding.Mesh, program: TrainProgram) -> None:
+    """Logs what is about to run, where, and what a step of it costs."""
+    device, size = mesh.devices.flat[0], experiment.train.batch_size
+    axes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    chip, flops = chip_of(device), program.flops
+    peak = f", peak {chip.flops / 1e12:,.0f} TFLOP/s each" if chip else ""
+    _log.info(
+        "devices  %s %s in %s processes%s", mesh.size, device.device_kind, jax.process_count(), peak
+    )
+    _log.info(
+        "mesh     %s; batch %s, %s a device", axes, size, size * mesh.shape["tensor"] / mesh.size
+    )
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
+    _log.info(
+        "model    %s parameters, %s", f"{count:,}", experiment.transformer(device.platform).dtype
+    )
+    _log.info(
+        "cost     %s GFLOP an image: student %s, teacher %s, head %s, backward %s; recomputed %s",
+        *(
+            f"{value / 1e9:.4g}"
+            for value in (
+                flops.total,
+                flops.student_forward,
+                flops.teacher_forward,
+                flops.head_forward,
+                flops.backward,
+                flops.recomputed,
+            )
+        ),
+    )
+    if mesh.size > 1:
+        for line in sharding_table(program.state.params):
+            _log.info("sharding %s", line)
+
+
+def _compile(program: TrainProgram) -> jax.stages.Compiled:
     """The step, compiled ahead of time, so that nothing can be compiled again later."""
     _log.info("compiling the train step")
     began = time.perf_counter()
-    jitted = jax.jit(
-        train_step,
-        in_shardings=(state_shardings, rows),
-        out_shardings=(state_shardings, copied),
-        donate_argnums=0,
-    )
-    compiled = jitted.lower(state, batch).compile()
+    compiled = program.step.lower(program.state, program.batch).compile()
     _log.info("compiled in %s", format_seconds(time.perf_counter() - began))
     return compiled
-
-
-def _batch_shapes(source: LatentSource, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    spec = source.spec
-    moments = jax.ShapeDtypeStruct((batch_size, *spec.moments_shape), np.dtype(spec.dtype))
-    return {"moments": moments, "labels": jax.ShapeDtypeStruct((batch_size,), np.int32)}
 
 
 def _make_writer(workdir: epath.Path):

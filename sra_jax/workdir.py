@@ -1,10 +1,11 @@
 """A run's directory: its config, its data's metadata, its checkpoints, and who may write to it."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -55,29 +56,31 @@ class TrainedModel(NamedTuple):
     step: int
 
 
-def lock(workdir: epath.Path) -> Any:
-    """Claims a local workdir for this process until it ends; keep what is returned.
+@contextlib.contextmanager
+def claimed(workdir: epath.Path) -> Iterator[None]:
+    """Keeps other runs out of a local workdir while entered.
 
     Raises:
-      InputError: another process trains in it.
+      InputError: another run is in it.
     """
-    if "://" in os.fspath(workdir):  # object stores have no locks
-        return None
+    if "://" in os.fspath(workdir) or jax.process_index() > 0:  # object stores have no locks
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / LOCK_FILE, "a+")  # noqa: SIM115 the lock lives as long as the file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        raise InputError(
-            f"another run (process {owner}) trains in {workdir}; wait for it, stop it, or choose "
-            "another --workdir"
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+    with open(workdir / LOCK_FILE, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise InputError(
+                f"another run (process {owner}) trains in {workdir}; wait for it, stop it, or "
+                "choose another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -> None:
@@ -97,6 +100,8 @@ def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -
                 f"{workdir} was made with another setting: {'; '.join(differing)}; restore it, or "
                 "choose another --workdir"
             )
+    if jax.process_index() > 0:
+        return
     text = json.dumps(
         {"format_version": FORMAT_VERSION, "config": config, "data": _plain(data)}, indent=2
     )

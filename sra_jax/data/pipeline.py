@@ -23,29 +23,26 @@ def batches(
     batch_size: int,
     seed: int,
     start_step: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Endless batches from `start_step` on, reshuffled every epoch, read ahead by two threads.
 
-    The global batch of a step is a pure function of `seed` and the step. Of its rows, process i of
-    n holds the contiguous `[i * batch_size / n, (i + 1) * batch_size / n)`, so that a global array
-    made with `jax.make_array_from_process_local_data` is the same for any number of processes.
-    Epochs run on without a break: one batch may hold the end of an epoch and the start of the next.
+    The global batch of a step is a pure function of `seed` and the step, whatever the number of
+    processes; each reads its own `rows` of it. Epochs run on without a break: one batch may hold
+    the end of an epoch and the start of the next.
 
     Args:
         source: the records.
         batch_size: of the global batch, B.
         seed: of the order, in [0, 2**32).
         start_step: the step of the first batch.
-        process_index, process_count: which of the processes this is.
+        rows: which rows of the global batch to read, b of them; all if not given.
 
     Returns:
-        An iterator, with `close()`, over "moments" `[B / n, h, w, 2c]` and "labels" `[B / n]`.
+        An iterator, with `close()`, over "moments" `[b, h, w, 2c]` and "labels" `[b]`.
 
     Raises:
-        InputError: the data set is smaller than a batch, the batch does not divide among the
-            processes, or the seed is out of range.
+        InputError: the data set is smaller than a batch, or the seed is out of range.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}, expected one in [0, 2**32); choose another")
@@ -54,17 +51,11 @@ def batches(
             f"batch size {batch_size} with {len(source)} records, expected 1 to {len(source)}; "
             "choose a smaller batch or a larger data set"
         )
-    if batch_size % process_count:
-        raise InputError(
-            f"batch size {batch_size} among {process_count} processes, expected a multiple of "
-            f"{process_count}; change the batch size"
-        )
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    rows = batch_size // process_count
+    rows = np.arange(batch_size) if rows is None else rows
 
     def read(step: int) -> Batch:
-        first = step * batch_size + process_index * rows
-        return source.read([order[position] for position in range(first, first + rows)])
+        return source.read([order[int(position)] for position in step * batch_size + rows])
 
     steps = grain.MapDataset.range(start_step, sys.maxsize)
     return iter(steps.map(read).to_iter_dataset(_READING))

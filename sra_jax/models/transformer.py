@@ -70,9 +70,9 @@ class TransformerConfig:
         expect_one_of("dtype", self.dtype, DTYPES)
         expect_one_of("remat policy", self.remat, REMAT_POLICIES)
         expect_one_of("attention", self.attention, ATTENTION)
-        for name in ("input_size", "patch_size", "in_channels", "width", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model {name} is {getattr(self, name)}, expected at least 1")
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"model {name} is {value}, expected at least 1")
         if self.input_size % self.patch_size:
             raise InputError(
                 f"patch size {self.patch_size} does not divide the input size {self.input_size}; "

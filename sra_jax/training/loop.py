@@ -36,20 +36,19 @@ def run_steps(
             waited = time.perf_counter() - asked_at
             state, metrics = train_step(state, batch)
             reporter.add(done, metrics, waited)
-            if stop.requested or done % checkpoint_every == 0 or done == steps.stop:
+            stopping = stop.after(done)
+            if stopping or done % checkpoint_every == 0 or done == steps.stop:
                 reporter.flush()  # nothing is saved whose metrics were not looked at
                 save(done, state)
-            if stop.requested:
+            if stopping:
                 break
     except NonFiniteError as error:
         store.wait()
         saved = store.latest_step()
-        kept = (
-            f"the last checkpoint, of step {saved}, is good" if saved else "nothing was saved yet"
-        )
+        kept = f"the last good checkpoint is step {saved}" if saved else "nothing was saved yet"
         raise RunError(
-            f"training stopped: {error}; {kept}; lower optimizer.learning_rate or change recipe "
-            "in a new workdir"
+            f"training stopped: {error}; {kept}; lower optimizer.learning_rate or change the "
+            "recipe, in a new workdir"
         ) from None
     store.wait()
     return done

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import jax
 import optax
 
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, expect_one_of
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW at a constant learning rate; the defaults are the paper's (sec. 4).
+    """AdamW at a constant learning rate; the defaults are the paper's (sec. 4). `moment_dtype` is
+    the first moment's; the second needs float32.
 
     Raises:
       InputError: a value out of its range.
@@ -22,8 +23,10 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    moment_dtype: str = "float32"
 
     def __post_init__(self):
+        expect_one_of("optimizer moment_dtype", self.moment_dtype, ("float32", "bfloat16"))
         for name in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"optimizer {name} is {getattr(self, name)}, expected above 0")
@@ -49,5 +52,6 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             eps=config.eps,
             weight_decay=config.weight_decay,
             mask=decayed,
+            mu_dtype=config.moment_dtype,
         ),
     )

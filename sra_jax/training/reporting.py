@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -11,11 +12,12 @@ import numpy as np
 
 from sra_jax.training.step import Metrics
 
-_log = logging.getLogger(__name__)
-
 # Steps that may be under way on the devices: enough that they never wait for the host, few enough
 # that their inputs do not pile up in memory.
 MAX_STEPS_AHEAD = 2
+SHOWN = ("loss", "generation", "alignment", "grad_norm")
+
+_log = logging.getLogger(__name__)
 
 
 class NonFiniteError(Exception):
@@ -24,6 +26,17 @@ class NonFiniteError(Exception):
     def __init__(self, step: int, name: str, value: float):
         super().__init__(f"{name} is {value} at step {step}")
         self.step = step
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a step is worth: images, operations for one image (without recomputation), devices, and
+    the operations/s that one of them can make, if known."""
+
+    batch_size: int
+    flops_per_image: int
+    devices: int
+    peak_flops: float | None
 
 
 class _Pending(NamedTuple):
@@ -37,10 +50,10 @@ class Reporter:
     Reports come one step late: by then the devices have the next step to work on.
     """
 
-    def __init__(self, writer, first_step: int, last_step: int, batch_size: int, every: int):
+    def __init__(self, writer, first_step: int, last_step: int, every: int, workload: Workload):
         """`writer` is clu's interface, or None on processes that do not log."""
-        self._writer = writer
-        self._last_step, self._batch_size, self._every = last_step, batch_size, every
+        self._writer, self._workload = writer, workload
+        self._last_step, self._every = last_step, every
         self._pending: deque[_Pending] = deque()
         self._reported_step, self._reported_at = first_step, time.perf_counter()
         self._waited = 0.0
@@ -68,31 +81,40 @@ class Reporter:
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise NonFiniteError(step, name, float(value))
-        last, seconds = fetched[-1][0], time.perf_counter() - self._reported_at
-        rate = (last - self._reported_step) / seconds
         means = {k: float(np.mean([m[k] for _, m in fetched])) for k in fetched[-1][1]}
-        extra = {
-            "images_per_second": rate * self._batch_size,
-            "input_wait_share": self._waited / seconds,
-        }
-        self._reported_step, self._reported_at, self._waited = last, time.perf_counter(), 0.0
-        if self._writer is not None:
-            self._writer.write_scalars(last, means | extra)
-            _log.info("%s", self._line(last, means, extra, (self._last_step - last) / rate))
+        self._report(fetched[-1][0], means)
 
     def close(self) -> None:
         """Writes what is buffered."""
         if self._writer is not None:
             self._writer.close()
 
-    def _line(self, step: int, means: dict, extra: dict, seconds_left: float) -> str:
-        shown = ("loss", "generation", "alignment", "grad_norm")
-        losses = "  ".join(f"{name} {means[name]:.4g}" for name in shown if name in means)
-        return (
-            f"step {step:,}/{self._last_step:,}  {losses}  "
-            f"{extra['images_per_second']:,.0f} images/s  "
-            f"input wait {extra['input_wait_share']:.1%}  {format_seconds(seconds_left)} left"
-        )
+    def _report(self, step: int, means: dict[str, float]) -> None:
+        seconds = time.perf_counter() - self._reported_at
+        step_seconds = seconds / (step - self._reported_step)
+        speeds = self._speeds(step_seconds) | {"input_wait_share": self._waited / seconds}
+        self._reported_step, self._reported_at, self._waited = step, time.perf_counter(), 0.0
+        if self._writer is not None:
+            self._writer.write_scalars(step, means | speeds)
+            left = format_seconds((self._last_step - step) * step_seconds)
+            losses = "  ".join(f"{name} {means[name]:.4g}" for name in SHOWN if name in means)
+            _log.info(
+                "%s", f"step {step:,}/{self._last_step:,}  {losses}  {_say(speeds)}  {left} left"
+            )
+
+    def _speeds(self, step_seconds: float) -> dict[str, float]:
+        work = self._workload
+        images = work.batch_size / step_seconds
+        speeds = {
+            "step_seconds": step_seconds,
+            "images_per_second": images,
+            "images_per_second_per_device": images / work.devices,
+            "tflops_per_second": images * work.flops_per_image / 1e12,
+        }
+        if work.peak_flops:
+            peak = work.peak_flops * work.devices
+            speeds["mfu"] = images * work.flops_per_image / peak
+        return speeds
 
 
 def format_seconds(seconds: float) -> str:
@@ -105,3 +127,15 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours}h{minute:02}m"
     return f"{minutes}m{second:02}s" if minutes else f"{second}s"
+
+
+def _say(speeds: dict[str, float]) -> str:
+    images, each = speeds["images_per_second"], speeds["images_per_second_per_device"]
+    parts = [f"{speeds['step_seconds'] * 1e3:,.1f} ms/step", f"{images:,.0f} images/s"]
+    if images != each:
+        parts.append(f"{each:,.1f} images/s/device")
+    parts.append(f"{speeds['tflops_per_second']:.3g} TFLOP/s")
+    if "mfu" in speeds:
+        parts.append(f"MFU {speeds['mfu']:.1%}")
+    parts.append(f"input wait {speeds['input_wait_share']:.1%}")
+    return "  ".join(parts)

@@ -1,21 +1,33 @@
-"""SIGTERM and Ctrl-C ask a run to stop; it saves at the end of its step, and loses none."""
+"""SIGTERM and Ctrl-C ask a run to stop; it saves at the end of a step, and loses none.
 
+Several processes must stop at the same step: there JAX's preemption service hears the SIGTERM of
+any of them, and names the step for all.
+"""
+
+import os
 import signal
 from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
 
 PREEMPTED = 75  # exit code after SIGTERM: saved, run the same command again (EX_TEMPFAIL)
 INTERRUPTED = 130  # exit code after Ctrl-C: saved too
 
 
 class StopSignals:
-    """Remembers the first SIGTERM or SIGINT while entered; a second SIGINT interrupts at once."""
+    """Heeds SIGTERM and SIGINT while entered; a second SIGINT interrupts at once."""
 
     def __init__(self):
+        self._together = jax.process_count() > 1
         self._received: signal.Signals | None = None
+        self._stopped = False
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # With several processes SIGTERM is the preemption service's, which must keep its handler.
+        numbers = (signal.SIGINT,) if self._together else (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
             self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -23,17 +35,24 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    @property
-    def requested(self) -> bool:
-        return self._received is not None
+    def after(self, step: int) -> bool:
+        """Whether to save and stop now that `step` is done; to be asked after every step."""
+        if self._together:
+            self._stopped = multihost_utils.reached_preemption_sync_point(step)
+        else:
+            self._stopped = self._received is not None
+        return self._stopped
 
     @property
     def exit_code(self) -> int:
-        """What the process should exit with: 0 if nobody asked it to stop."""
-        codes = {None: 0, signal.SIGTERM: PREEMPTED, signal.SIGINT: INTERRUPTED}
-        return codes[self._received]
+        """What the process should exit with: 0 if it was not stopped."""
+        if not self._stopped:
+            return 0
+        return INTERRUPTED if self._received == signal.SIGINT else PREEMPTED
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
+        if self._together:
+            os.kill(os.getpid(), signal.SIGTERM)  # to tell the others
