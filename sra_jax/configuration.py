@@ -139,7 +139,15 @@ def parse_argument(
         expect_one_of("config option", name, options)
         if options[name]:
             expect_one_of(name, value, options[name])
-        elif not value.replace(".", "", 1).isdecimal():
+        elif not _is_number(value):
             raise InputError(f"config option {name} is {value!r}, expected a number")
         chosen[name] = value
     return variant, chosen
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jax.sharding import Mesh
+
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.models import DiffusionTransformer, TransformerConfig
-from sra_jax.parallel import MeshConfig
+from sra_jax.parallel import MeshConfig, batch_sharding
 from sra_jax.processes import PROCESSES, Process
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.solvers import Step, make_steps, parse_steps
@@ -94,6 +96,12 @@ class SamplingConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_channels: int = 0
 
+    def __post_init__(self):
+        if len(self.guidance_interval) != 2:
+            raise InputError(
+                f"sampling.guidance_interval is {self.guidance_interval}, expected (LOW, HIGH)"
+            )
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -153,9 +161,10 @@ class Experiment:
             **fields,
         )
 
-    def objective(self, platform: str) -> Objective:
-        """What is trained."""
-        model = DiffusionTransformer(self.transformer(platform))
+    def objective(self, mesh: Mesh) -> Objective:
+        """What is trained, on the devices of `mesh`."""
+        config = self.transformer(mesh.devices.flat[0].platform)
+        model = DiffusionTransformer(config, batch_sharding(mesh))
         return Objective(model, self.process, self.sra, self.weight)
 
     def step_config(self, scale: float, shift: float) -> StepConfig:

@@ -38,10 +38,10 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"head/fc1/bias", PartitionSpec("tensor")),
     (r"head/fc2/kernel", PartitionSpec("tensor", "fsdp")),
     (r"time_embed/fc[12]/kernel", PartitionSpec("fsdp", None)),
-    (r"label_embed/embedding", PartitionSpec(None, "fsdp")),
     (r"final/modulation/kernel", PartitionSpec("fsdp", None)),
     # Too small to be worth a gather: copied to every device.
-    (r"patch_embed/(kernel|bias)|pos_embed|final/linear/(kernel|bias)", PartitionSpec()),
+    (r"label_embed/embedding|pos_embed", PartitionSpec()),
+    (r"patch_embed/(kernel|bias)|final/linear/(kernel|bias)", PartitionSpec()),
     (r"(proj|fc2|fc1|modulation)/bias", PartitionSpec()),
     (r"step|count", PartitionSpec()),
 )

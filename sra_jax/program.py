@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from sra_jax.data.latents import LatentSpec
+from sra_jax.data.spec import LatentSpec
 from sra_jax.experiment import Experiment
 from sra_jax.parallel import abstract, batch_sharding, replicated, tree_shardings
 from sra_jax.training.flops import StepFlops, step_flops
@@ -36,7 +36,7 @@ def make_program(experiment: Experiment, data: LatentSpec, mesh: jax.sharding.Me
     Raises:
       InputError: the model does not divide over the mesh.
     """
-    objective = experiment.objective(mesh.devices.flat[0].platform)
+    objective = experiment.objective(mesh)
     optimizer = make_optimizer(experiment.optimizer)
 
     def init():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from sra_jax.data.latents import LatentSpec
+from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
 from sra_jax.models import DiffusionTransformer, init_params

@@ -5,7 +5,8 @@ import os
 import numpy as np
 
 from sra_jax.codecs import PixelCodec
-from sra_jax.data.latents import LatentSpec, holds_latents, write_latents
+from sra_jax.data.latents import holds_latents, write_latents
+from sra_jax.data.spec import LatentSpec
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:

@@ -109,10 +109,12 @@ class Output(NamedTuple):
 class DiffusionTransformer(nn.Module):
     """SiT or DiT (`config.kind`), a pure function of parameters and inputs.
 
-    Label dropout has no place here: labels dropped outside arrive as the null class.
+    Label dropout has no place here: labels dropped outside arrive as the null class. On a mesh,
+    `batch_sharding` keeps activations split over the batch, so that parameters travel and not they.
     """
 
     config: TransformerConfig
+    batch_sharding: jax.sharding.Sharding | None = None
 
     def setup(self):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
@@ -150,7 +152,8 @@ class DiffusionTransformer(nn.Module):
         taps = self._check(x, t, labels, taps, stop_at)
         tokens = self.patch_embed(patchify(x, config.patch_size))
         tokens = tokens + lax.stop_gradient(self.pos_embed).astype(tokens.dtype)
-        c = self.time_embed(t) + self.label_embed(labels)
+        tokens = self._pin(tokens)
+        c = self._pin(self.time_embed(t) + self.label_embed(labels))
         tokens, features = self._run_blocks(tokens, c, taps, stop_at)
         if stop_at is not None:
             return Output(None, features)
@@ -160,6 +163,11 @@ class DiffusionTransformer(nn.Module):
     def project(self, feature: jax.Array) -> jax.Array:
         """The projection head on a feature [B, N, D] -> [B, N, D] (SRA sec. 3)."""
         return self.head(feature)
+
+    def _pin(self, x: jax.Array) -> jax.Array:
+        if self.batch_sharding is None:
+            return x
+        return lax.with_sharding_constraint(x, self.batch_sharding)
 
     def _init_blocks(self, key: jax.Array) -> Any:
         width = self.config.width
@@ -181,7 +189,7 @@ class DiffusionTransformer(nn.Module):
             if stop_at is not None:  # indexing inside the loop reads the parameters in place
                 pick = partial(lax.dynamic_index_in_dim, index=number - 1, keepdims=False)
                 params = jax.tree.map(pick, self.blocks)
-            x = run(params, x, c)
+            x = self._pin(run(params, x, c))
             if every:
                 return (x, tapped), x
             # A tap rides in the carry, written once: stacking all outputs would keep them alive.

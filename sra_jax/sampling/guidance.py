@@ -1,5 +1,6 @@
 """Classifier-free guidance, inside an interval of time, paid for only there."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ class Guidance:
     channels: int = 0
 
     def __post_init__(self):
-        if not self.scale >= 1:
+        if not 1 <= self.scale < math.inf:
             raise InputError(f"guidance is {self.scale}, expected at least 1 (1 is no guidance)")
         if not 0 <= self.low <= self.high <= 1:
             raise InputError(

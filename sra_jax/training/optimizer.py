@@ -1,5 +1,6 @@
 """AdamW under a global-norm clip, as the paper trains with."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -27,13 +28,15 @@ class OptimizerConfig:
 
     def __post_init__(self):
         expect_one_of("optimizer moment_dtype", self.moment_dtype, ("float32", "bfloat16"))
+        if math.isinf(self.learning_rate):
+            raise InputError("optimizer learning_rate is inf, expected a finite number above 0")
         for name in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"optimizer {name} is {getattr(self, name)}, expected above 0")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"optimizer {name} is {getattr(self, name)}, expected in [0, 1)")
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise InputError(f"optimizer weight_decay is {self.weight_decay}, expected at least 0")
 
 
