@@ -16,6 +16,7 @@ from sra_jax.errors import InputError, RunError
 
 BAD_INPUT = 2
 FAILED = 1
+_speaker = ""  # who is speaking, where there are several
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
 
 
@@ -79,6 +80,18 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].strip()
 
 
+def name_process(index: int, count: int) -> None:
+    """Marks what this process says when it is one of several, of which the first alone reports."""
+    if count == 1:
+        return
+    name = f"[process {index} of {count}] "
+    for handler in logging.getLogger("sra_jax").handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {name}%(message)s", "%H:%M:%S"))
+        handler.setLevel(logging.INFO if index == 0 else logging.WARNING)
+    global _speaker
+    _speaker = name
+
+
 def _log_to_stdout() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -89,5 +102,5 @@ def _log_to_stdout() -> None:
 
 
 def _end(error: Exception, code: int) -> None:
-    print("error:", *str(error).split(), file=sys.stderr)
+    print(f"{_speaker}error:", *str(error).split(), file=sys.stderr)
     sys.exit(code)

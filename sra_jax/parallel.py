@@ -4,9 +4,12 @@ One mesh with three named axes. `data` and `fsdp` split the batch; `fsdp` also s
 optimiser state and EMA, and `tensor` splits attention heads and MLP width.
 """
 
+import contextlib
 import logging
 import math
 import re
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +22,7 @@ from sra_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-CONNECT_SECONDS = 300
+CONNECT_SECONDS = 120
 HEARTBEAT_SECONDS = 30  # a process not heard of for so long is gone, and ends the others
 
 _log = logging.getLogger(__name__)
@@ -193,6 +196,8 @@ def start_processes(
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given) and None in given:
         raise InputError("give all of --coordinator=HOST:PORT, --num_processes and --process_id")
+    if coordinator is not None and process_id > 0:
+        _await_coordinator(coordinator, process_id)
     try:
         jax.distributed.initialize(
             *given,
@@ -203,12 +208,22 @@ def start_processes(
         if coordinator is not None:
             raise InputError(f"cannot start the processes: {error}") from None
         _log.debug("one process: %s", error)  # JAX found no cluster
-    except RuntimeError as error:
-        raise InputError(
-            f"process {process_id} got no answer from the coordinator {coordinator} within "
-            f"{CONNECT_SECONDS} s; start process 0 there, and check host and port "
-            f"({str(error).splitlines()[0]})"
-        ) from None
+
+
+def _await_coordinator(address: str, process_id: int) -> None:
+    """Returns once somebody listens at "host:port": JAX would abort without a word of its own."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--coordinator is {address!r}, expected HOST:PORT of process 0")
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
+            return
+        time.sleep(0.5)
+    raise InputError(
+        f"process {process_id} got no answer from the coordinator {address} within "
+        f"{CONNECT_SECONDS} s; start process 0 there, and check host and port"
+    )
 
 
 def _path_name(path: tuple) -> str:

@@ -7,6 +7,7 @@ Run the same command again and it goes on from the last checkpoint, after whatev
       --config.data.path=gs://bucket/latents --config.mesh.fsdp=16
 """
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -30,6 +31,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, l
 def main() -> int:
     """Trains as the flags say."""
     start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    command.name_process(jax.process_index(), jax.process_count())
     return train(command.config_dict(_CONFIG), _WORKDIR.value)
 
 
