@@ -1,19 +1,30 @@
-"""From a workdir to a file of images."""
+"""From a workdir to a file of images, on all devices of all processes, restartable."""
 
 import dataclasses
+import itertools
 import logging
+import math
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
+from PIL import Image
 
 from sra_jax import workdir as workdirs
-from sra_jax.codecs import codec_from_name
+from sra_jax.codecs import Codec, codec_from_name
 from sra_jax.errors import InputError
 from sra_jax.experiment import Experiment
-from sra_jax.sampling.generate import choose_labels, generate, make_sampler
-from sra_jax.sampling.grid import save_grid
+from sra_jax.sampling.generate import choose_labels, make_sampler, sample_chunks
+from sra_jax.sampling.grid import MAX_IMAGES, save_grid
+from sra_jax.sampling.parts import PartStore, share
+from sra_jax.training.reporting import format_seconds
+
+PROGRESS_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -25,51 +36,108 @@ class SampleRequest:
     workdir: str
     out: str
     grid: str | None = None
+    png_dir: str | None = None
     num: int = 100
     labels: str = "balanced"
     solver: str | None = None
     steps: str | None = None
     guidance: float | None = None
     guidance_interval: str | None = None
+    guidance_channels: int | None = None
     seed: int = 0
     weights: str = "ema"
     step: int | None = None
-    chunk: int = 250
+    chunk: int = 64
+    vae: str | None = None
 
 
 def sample(request: SampleRequest) -> None:
-    """Writes the images asked for.
+    """Writes the images asked for. Run again after an interruption, it draws only what is missing.
 
     Raises:
       InputError: something about the request or the workdir is wrong; nothing was done.
     """
     saved = workdirs.read(epath.Path(request.workdir))
     experiment = _with_overrides(Experiment.from_dict(saved.config), request)
-    steps, guidance = experiment.solver_steps(), experiment.guidance()
+    experiment.solver_steps(), experiment.guidance()  # refuse what cannot be before anything else
     labels = _labels(request, saved.data.num_classes)
-    out, grid = (
-        _writable(path, end) for path, end in ((request.out, ".npz"), (request.grid, ".png"))
-    )
+    out, grid = _writable(request.out, ".npz"), _writable(request.grid, ".png")
+    codec = codec_from_name(saved.data.codec, saved.data.scale, saved.data.shift, request.vae)
 
     trained = workdirs.load_model(request.workdir, request.weights, request.step)
     _log.info("sampling with the %s weights of step %s", request.weights, f"{trained.step:,}")
-    sampler = make_sampler(trained.model, experiment.process, steps, guidance)
-    codec = codec_from_name(saved.data.codec, saved.data.scale, saved.data.shift)
-    chunk = min(request.chunk, request.num)
-    images = generate(sampler, trained.params, codec, labels, request.seed, chunk)
-
-    np.savez(out, arr_0=images, labels=labels)
-    _log.info("images: %s", out)
+    parts = PartStore(out, _identity(request, experiment, trained.step))
+    _draw(request, experiment, trained, codec, labels, parts)
+    multihost_utils.sync_global_devices("all chunks are drawn")
+    if jax.process_index() > 0:
+        return
     if grid:
-        save_grid(grid, images)
+        save_grid(grid, np.concatenate(list(parts.images(min(request.num, MAX_IMAGES)))))
         _log.info("picture: %s", grid)
+    if request.png_dir:
+        _write_pngs(Path(request.png_dir), parts.images(request.num), labels)
+        _log.info("pictures: %s", request.png_dir)
+    parts.merge(labels)
+    _log.info("images: %s", out)
+
+
+def _draw(
+    request: SampleRequest,
+    experiment: Experiment,
+    trained: workdirs.TrainedModel,
+    codec: Codec,
+    labels: np.ndarray,
+    parts: PartStore,
+) -> None:
+    """Samples, decodes and stores this process's share of the chunks that are missing."""
+    steps, guidance = experiment.solver_steps(), experiment.guidance()
+    sampler = make_sampler(trained.model, experiment.process, steps, guidance)
+    missing = parts.missing(_chunks(request))
+    if len(missing) < _chunks(request):
+        _log.info(
+            "%s of %s chunks are there already", _chunks(request) - len(missing), _chunks(request)
+        )
+    mine = share(missing, jax.process_index(), jax.process_count())
+    began = told = time.perf_counter()
+    chunks = sample_chunks(
+        sampler, trained.params, labels, request.seed, request.chunk, mine, jax.local_devices()
+    )
+    for done, (number, latents) in enumerate(chunks, start=1):
+        parts.save(number, codec.decode(np.asarray(latents)))
+        now = time.perf_counter()
+        if now - told > PROGRESS_SECONDS:
+            seconds = (now - began) / done
+            rate = request.chunk / seconds * jax.process_count()
+            left = format_seconds((len(mine) - done) * seconds)
+            _log.info("%s/%s chunks  %.1f images/s  %s left", done, len(mine), rate, left)
+            told = now
+
+
+def _chunks(request: SampleRequest) -> int:
+    return math.ceil(request.num / request.chunk)
+
+
+def _identity(request: SampleRequest, experiment: Experiment, step: int) -> dict:
+    """All that decides the images."""
+    return {
+        "workdir": str(Path(request.workdir).resolve()),
+        "step": step,
+        "weights": request.weights,
+        "num": request.num,
+        "chunk": request.chunk,
+        "labels": request.labels,
+        "seed": request.seed,
+        "vae": request.vae,
+        "sampling": dataclasses.asdict(experiment.sampling),
+    }
 
 
 def _with_overrides(experiment: Experiment, request: SampleRequest) -> Experiment:
-    changes = {}
-    for name in ("solver", "steps", "guidance"):
-        if getattr(request, name) is not None:
-            changes[name] = getattr(request, name)
+    changes = {
+        name: getattr(request, name)
+        for name in ("solver", "steps", "guidance", "guidance_channels")
+        if getattr(request, name) is not None
+    }
     if request.guidance_interval is not None:
         changes["guidance_interval"] = _parse_interval(request.guidance_interval)
     sampling = dataclasses.replace(experiment.sampling, **changes)
@@ -103,3 +171,11 @@ def _writable(path: str | None, end: str) -> Path | None:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     return Path(path)
+
+
+def _write_pngs(directory: Path, chunks: Iterator[np.ndarray], labels: np.ndarray) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    images = itertools.chain.from_iterable(chunks)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        picture = image[..., 0] if image.shape[-1] == 1 else image
+        Image.fromarray(picture).save(directory / f"{number:06d}-class{label:04d}.png")

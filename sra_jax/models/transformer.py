@@ -178,10 +178,11 @@ class DiffusionTransformer(nn.Module):
     def _run_blocks(self, x, c, taps, stop_at):
         """Scans the blocks over tokens `x` [B, N, D]; returns the last tokens and those tapped."""
         config = self.config
+        last = stop_at or config.depth
+        every = len(taps) == last
         run = partial(_run_block, self.block)
         if config.remat != "none":
             run = jax.checkpoint(run, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        every = len(taps) == (stop_at or config.depth)
 
         def step(carry, xs):
             x, tapped = carry
@@ -195,11 +196,13 @@ class DiffusionTransformer(nn.Module):
             # A tap rides in the carry, written once: stacking all outputs would keep them alive.
             return (x, {k: jnp.where(number == k, x, old) for k, old in tapped.items()}), None
 
-        numbers = jnp.arange(1, (stop_at or config.depth) + 1)
+        numbers = jnp.arange(1, last + 1)
         xs = (numbers, self.blocks if stop_at is None else None)
-        tapped = {} if every else {k: jnp.zeros_like(x) for k in taps}
+        tapped = {} if every else {k: jnp.zeros_like(x) for k in taps if k != last}
         (x, tapped), stacked = lax.scan(step, (x, tapped), xs, unroll=config.scan_unroll)
-        return x, {k: stacked[k - 1] for k in taps} if every else tapped
+        if every:
+            return x, {k: stacked[k - 1] for k in taps}
+        return x, {k: x if k == last else tapped[k] for k in taps}
 
     def _check(self, x, t, labels, taps, stop_at) -> tuple[int, ...]:
         config = self.config

@@ -1,16 +1,14 @@
-"""From parameters and labels to images, in chunks; each is a function of (seed, index) alone."""
+"""From parameters and labels to latents, in chunks; each is a function of (seed, index) alone."""
 
-import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sra_jax.codecs import Codec
 from sra_jax.errors import InputError
 from sra_jax.models import DiffusionTransformer
 from sra_jax.processes import Process
@@ -20,10 +18,6 @@ from sra_jax.sampling.solvers import Step, solve
 
 # From (params, seed [], index [B] of each image, labels [B]) to latents [B, H, W, C].
 Sampler = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
-
-PROGRESS_SECONDS = 5.0
-
-_log = logging.getLogger(__name__)
 
 
 def make_sampler(
@@ -36,11 +30,10 @@ def make_sampler(
     @jax.jit
     def sample(params, seed, indices, labels):
         key = stream_key(seed, "sample")
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+        keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
 
         def normal(number):
-            draw = lambda k: jax.random.normal(jax.random.fold_in(k, number), shape)  # noqa: E731
-            return jax.vmap(draw)(keys)
+            return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, number), shape))(keys)
 
         apply = partial(model.apply, {"params": params})
         predictors = make_predictors(apply, guidance, config.num_classes, labels)
@@ -49,30 +42,34 @@ def make_sampler(
     return sample
 
 
-def generate(
-    sampler: Sampler, params: Any, codec: Codec, labels: np.ndarray, seed: int, chunk: int
-) -> np.ndarray:
-    """Images uint8 [N, H, W, C] of `labels` [N], `chunk` of them sampled at a time.
+def sample_chunks(
+    sampler: Sampler,
+    params: Any,
+    labels: np.ndarray,
+    seed: int,
+    chunk: int,
+    wanted: Sequence[int],
+    devices: Sequence[jax.Device],
+) -> Iterator[tuple[int, jax.Array]]:
+    """Yields (number, latents) of the chunks `wanted`; the k-th holds images [k, k + 1) * `chunk`.
 
-    Raises:
-      InputError: there are no labels.
+    Every device works on one chunk at a time, whatever their number: the products it computes are
+    of one shape, and round alike. The last chunk is filled up by repeating labels [N].
     """
-    if not len(labels):
-        raise InputError("asked for 0 images, expected at least 1")
-    params = jax.device_put(params)
-    images, began, told = [], time.perf_counter(), time.perf_counter()
-    for first in range(0, len(labels), chunk):
-        indices = np.arange(first, first + chunk)  # a short last chunk is filled up, then cut
-        part = np.resize(labels[first : first + chunk], chunk)
-        latents = sampler(params, jnp.uint32(seed), indices, part)
-        images.append(codec.decode(np.asarray(latents)))
-        done, now = min(first + chunk, len(labels)), time.perf_counter()
-        if now - told > PROGRESS_SECONDS:
-            rate = done / (now - began)
-            left = (len(labels) - done) / rate
-            _log.info("%s/%s images  %.1f images/s  %.0fs left", done, len(labels), rate, left)
-            told = now
-    return np.concatenate(images)[: len(labels)]
+    mesh = Mesh(np.array(devices), ("data",))
+    split, copied = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+    params = jax.device_put(params, copied)
+    seed = jax.device_put(jnp.uint32(seed), copied)
+    labels = np.resize(labels, chunk * -(-len(labels) // chunk))
+    for first in range(0, len(wanted), len(devices)):
+        numbers = list(wanted[first : first + len(devices)])
+        filled = np.resize(numbers, len(devices))  # idle devices repeat another's chunk
+        indices = (filled[:, None] * chunk + np.arange(chunk)).ravel()
+        latents = sampler(
+            params, seed, *jax.device_put((indices.astype(np.uint32), labels[indices]), split)
+        )
+        for position, number in enumerate(numbers):
+            yield number, latents[position * chunk : (position + 1) * chunk]
 
 
 def choose_labels(text: str, count: int, num_classes: int, seed: int) -> np.ndarray:
@@ -90,7 +87,7 @@ def choose_labels(text: str, count: int, num_classes: int, seed: int) -> np.ndar
 
 def _parse_labels(text: str, num_classes: int) -> np.ndarray:
     try:
-        labels: Sequence[int] = [int(part) for part in text.split(",")]
+        labels = [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
             f"labels is {text!r}, expected random, balanced or a list like 3,1,4"
