@@ -10,6 +10,7 @@ DATA = [
     "importlib_resources>=6",  # TFDS imports it on Pythons where it does not ask for it
     "scikit-learn>=1.5,<2",  # carries the digits
     "pillow>=11,<14",
+    "safetensors>=0.8,<0.9",
 ]
 RUN = [
     "orbax-checkpoint>=0.12.8,<0.13",

@@ -25,6 +25,7 @@ from sra_jax.sampling.parts import PartStore, share
 from sra_jax.training.reporting import format_seconds
 
 PROGRESS_SECONDS = 5.0
+DECODE_BATCH = 16  # a VAE needs some 200 MB for each image of 256 pixels
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def sample(request: SampleRequest) -> None:
     labels = _labels(request, saved.data.num_classes)
     out, grid = _writable(request.out, ".npz"), _writable(request.grid, ".png")
     codec = codec_from_name(saved.data.codec, saved.data.scale, saved.data.shift, request.vae)
+    codec.decode(np.zeros((1, *saved.data.latent_shape), np.float32))  # refuses what does not fit
 
     trained = workdirs.load_model(request.workdir, request.weights, request.step)
     _log.info("sampling with the %s weights of step %s", request.weights, f"{trained.step:,}")
@@ -103,7 +105,11 @@ def _draw(
         sampler, trained.params, labels, request.seed, request.chunk, mine, jax.local_devices()
     )
     for done, (number, latents) in enumerate(chunks, start=1):
-        parts.save(number, codec.decode(np.asarray(latents)))
+        images = [
+            codec.decode(np.asarray(latents[i : i + DECODE_BATCH]))
+            for i in range(0, request.chunk, DECODE_BATCH)
+        ]
+        parts.save(number, np.concatenate(images))
         now = time.perf_counter()
         if now - told > PROGRESS_SECONDS:
             seconds = (now - began) / done
