@@ -1,7 +1,7 @@
 """Golden numbers, how near to them we must come, and helpers that several tests share.
 
-`data/sit.npz` and `data/dit.npz` were computed by the paper authors' PyTorch code in float32 on CPU,
-on random weights: arrays in PyTorch's layout.
+`data/sit.npz` and `data/dit.npz` were computed by the paper authors' PyTorch code in float32 on
+CPU, on random weights: arrays in PyTorch's layout.
 """
 
 import json
@@ -48,9 +48,6 @@ class Golden:
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self._arrays[key]
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._arrays
 
     def state_dict(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays below `prefix/`."""

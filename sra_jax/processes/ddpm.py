@@ -131,16 +131,22 @@ def kept_timesteps(steps: int | tuple[int, ...]) -> np.ndarray:
       InputError: a section is asked for more times than it has, or for none.
     """
     counts = (steps,) if isinstance(steps, int) else tuple(steps)
-    sections = np.array_split(np.arange(TIMESTEPS), max(len(counts), 1))
+    if not counts:
+        raise InputError("respacing names no number of steps, expected one or more")
     kept = []
-    for section, count in zip(sections, counts, strict=False):
+    for section, count in zip(
+        np.array_split(np.arange(TIMESTEPS), len(counts)), counts, strict=True
+    ):
         if not 1 <= count <= len(section):
             raise InputError(
                 f"respacing {','.join(map(str, counts))} keeps {count} of {len(section)} steps, "
                 f"expected 1 to {len(section)}"
             )
-        stride = (len(section) - 1) / (count - 1) if count > 1 else 1.0
-        kept.extend(section[round(stride * i)] for i in range(count))
+        # Summed, not multiplied: where a position falls on a half, the original rounds this sum.
+        stride, position = (len(section) - 1) / max(count - 1, 1), 0.0
+        for _ in range(count):
+            kept.append(section[round(position)])
+            position += stride
     return np.array(kept)
 
 

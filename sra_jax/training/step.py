@@ -103,7 +103,7 @@ def make_train_step(
         loss = partial(objective, ema=state.ema, step=state.step)
         grads, metrics = accumulate_gradients(loss, state.params, example, config.microbatches)
         return apply_gradients(state, grads, optimizer, config.ema_decay), metrics | {
-            "grad_norm": optax.global_norm(grads)
+            "grad_norm": optax.tree.norm(grads)
         }
 
     return train_step

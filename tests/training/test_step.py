@@ -1,0 +1,540 @@
+"""The train step: the authors' numbers, what a step draws, what it costs, what it donates."""
+
+import dataclasses
+import functools
+import time
+import warnings
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import (
+    AFTER_THREE_STEPS,
+    DIT_GRADIENTS,
+    LOSSES,
+    ROUNDING,
+    SIT_GRADIENTS,
+    count_multiply_adds,
+    relative_error,
+    worst_error,
+)
+from scipy import stats
+
+from sra_jax.errors import InputError
+from sra_jax.models import SIZES, DiffusionTransformer, TransformerConfig
+from sra_jax.models.layers import Block
+from sra_jax.parallel import MeshConfig, batch_sharding, make_mesh, replicated
+from sra_jax.processes import DDPM, Interpolant
+from sra_jax.randomness import stream_key
+from sra_jax.sra import SRAConfig, WeightSchedule
+from sra_jax.training.flops import step_flops
+from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sra_jax.training.state import TrainState, init_state
+from sra_jax.training.step import (
+    Example,
+    Objective,
+    StepConfig,
+    accumulate_gradients,
+    apply_gradients,
+    draw_example,
+    make_train_step,
+)
+from sra_jax.weights import to_torch
+
+# Against the authors' code.
+
+
+def make_golden_step(golden, process, optimizer, microbatches):
+    """The step on a drawn example, compiled: (state, example) -> (state, gradient, metrics)."""
+    weight = WeightSchedule(golden.meta["align_weight"])
+    method = SRAConfig(golden.meta["student_block"], golden.meta["teacher_block"])
+    objective = Objective(DiffusionTransformer(golden.config), process, method, weight)
+
+    def step(state, example):
+        loss = partial(objective, ema=state.ema, step=state.step)
+        gradient, metrics = accumulate_gradients(loss, state.params, example, microbatches)
+        return apply_gradients(state, gradient, optimizer, 0.9), gradient, metrics
+
+    return jax.jit(step)
+
+
+def start(golden, optimizer):
+    student, teacher = golden.params("student"), golden.params("teacher")
+    return TrainState(jnp.int32(0), student, teacher, optimizer.init(student))
+
+
+def sit_example(sit, i):
+    t = sit.jax(f"train/{i}/u_time")
+    t_teacher = Interpolant().teacher_time(t, sit.jax(f"train/{i}/u_gap"), 0.2)
+    labels = sit.jax("loss/labels", jnp.int32)
+    return Example(sit.images("loss/latents"), labels, sit.images(f"train/{i}/noise"), t, t_teacher)
+
+
+def dit_example(dit):
+    t = dit.jax("loss_for_grad/t", jnp.int32)
+    t_teacher = DDPM().teacher_time(t, (dit.jax("loss_for_grad/gap") + 0.5) / 200, 0.2)
+    labels = dit.jax("loss/labels", jnp.int32)
+    return Example(dit.images("loss/latents"), labels, dit.images("loss/noise"), t, t_teacher)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids="{} microbatches".format)
+def three_steps(request, sit):
+    """States, gradients and metrics of three steps on the golden draws."""
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=sit.meta["lr"]))
+    step = make_golden_step(sit, Interpolant(), optimizer, request.param)
+    state, history = start(sit, optimizer), []
+    for i in range(3):
+        state, gradient, metrics = step(state, sit_example(sit, i))
+        history.append((state, gradient, metrics))
+    return history
+
+
+def test_sit_gradient_is_golden(sit, three_steps):
+    gradient = to_torch(three_steps[0][1], sit.config)
+    assert not gradient.pop("pos_embed").any()
+    error, name = worst_error(gradient, sit.state_dict("grad"))
+    assert error < SIT_GRADIENTS, name
+
+
+def test_losses_and_gradient_norms_of_three_steps_are_golden(sit, three_steps):
+    for name in ("generation", "alignment"):
+        ours = [metrics[name] for _, _, metrics in three_steps]
+        assert np.abs(ours / sit[f"train/{name}"] - 1).max() < LOSSES, name
+    norms = [global_norm(gradient) for _, gradient, _ in three_steps]
+    assert np.abs(norms / sit["train/grad_norm"] - 1).max() < SIT_GRADIENTS
+    losses = [metrics["loss"] for _, _, metrics in three_steps]
+    expected = sit["train/generation"] + 0.2 * sit["train/alignment"]
+    assert np.abs(losses / expected - 1).max() < LOSSES
+
+
+def global_norm(tree):
+    return np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree)))
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_parameters_after_three_steps_are_golden(sit, three_steps, which):
+    state = three_steps[-1][0]
+    params = {"student": state.params, "teacher": state.ema}[which]
+    error, name = worst_error(to_torch(params, sit.config), sit.state_dict(f"after/{which}"))
+    assert error < AFTER_THREE_STEPS, name
+    assert state.step == 3
+
+
+def test_dit_gradient_is_golden(dit):
+    optimizer = make_optimizer(OptimizerConfig())
+    step = make_golden_step(dit, DDPM(), optimizer, microbatches=1)
+    _, gradient, metrics = step(start(dit, optimizer), dit_example(dit))
+    gradient = to_torch(gradient, dit.config)
+    assert not gradient.pop("pos_embed").any()
+    error, name = worst_error(gradient, dit.state_dict("grad"))
+    assert error < DIT_GRADIENTS, name
+    assert relative_error(metrics["generation"], dit["loss_for_grad/loss"].mean()) < LOSSES
+    assert relative_error(metrics["alignment"], dit["loss_for_grad/align_loss"]) < LOSSES
+
+
+# The whole step, on batches of moments.
+
+TINY = TransformerConfig(
+    kind="sit",
+    input_size=8,
+    patch_size=4,
+    in_channels=2,
+    width=16,
+    depth=3,
+    num_heads=2,
+    num_classes=10,
+)
+METHOD = SRAConfig(student_block=1, teacher_block=2)
+
+
+def make_objective(config=TINY, method=METHOD, weight=0.2):
+    process = {"sit": Interpolant(), "dit": DDPM()}[config.kind]
+    return Objective(DiffusionTransformer(config), process, method, WeightSchedule(weight))
+
+
+def make_batch(size=8, config=TINY, std=0.5):
+    rng = np.random.default_rng(0)
+    shape = (size, config.input_size, config.input_size, config.in_channels)
+    moments = np.concatenate([rng.normal(size=shape), np.full(shape, std)], -1)
+    labels = rng.integers(0, config.num_classes, size)
+    return {"moments": moments.astype(np.float32), "labels": labels.astype(np.int32)}
+
+
+# A large epsilon keeps Adam from dividing the rounding of a gradient by its own size.
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, eps=1e-2)
+
+
+@pytest.fixture(scope="module")
+def live_state():
+    """A first state whose modulation is not zero: in a fresh model most gradients are."""
+    optimizer, rng = make_optimizer(OPTIMIZER), np.random.default_rng(1)
+    state = jax.jit(partial(init_state, DiffusionTransformer(TINY), optimizer, 0, True))()
+    params = jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype("f"), state.params)
+    params["pos_embed"] = state.params["pos_embed"]
+    return TrainState(state.step, params, jax.tree.map(jnp.copy, state.params), state.opt_state)
+
+
+class Run(NamedTuple):
+    """The donated first state, the last one, and (state as numpy arrays, metrics) of each step."""
+
+    first: TrainState
+    last: TrainState
+    history: list
+
+
+@pytest.fixture(scope="module")
+def run_tiny(live_state):
+    """From microbatches, weight decay and a way to place arrays on devices, to three steps from a
+    copy of `live_state`."""
+
+    @functools.cache
+    def run(microbatches=1, weight_decay=0.0, place=lambda tree, is_batch: tree):
+        config = StepConfig(microbatches=microbatches, ema_decay=0.9, scale=0.7, shift=0.1)
+        optimizer = make_optimizer(dataclasses.replace(OPTIMIZER, weight_decay=weight_decay))
+        step = jax.jit(make_train_step(make_objective(), optimizer, config), donate_argnums=0)
+        first = state = place(jax.tree.map(jnp.copy, live_state), False)
+        history = []
+        for _ in range(3):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Some donated buffers were not usable")
+                state, metrics = step(state, place(make_batch(), True))
+            history.append((jax.tree.map(np.array, state), metrics))
+        return Run(first, state, history)
+
+    return run
+
+
+def test_microbatches_change_no_update(live_state, run_tiny):
+    """The same draws and the same mean gradient."""
+    assert_same_steps(run_tiny(microbatches=4).history, run_tiny().history)
+    moved = worst_error(flatten(run_tiny().history[0][0].params), flatten(live_state.params))
+    assert moved[0] > 1e-2
+
+
+def test_steps_on_eight_devices_are_those_on_one(run_tiny):
+    mesh = make_mesh(MeshConfig())
+
+    def place(tree, is_batch):
+        return jax.device_put(tree, batch_sharding(mesh) if is_batch else replicated(mesh))
+
+    sharded = run_tiny(place=place)
+    assert all(len(a.sharding.device_set) == 8 for a in jax.tree.leaves(sharded.last))
+    assert_same_steps(sharded.history, run_tiny().history)
+
+
+def assert_same_steps(actual, expected):
+    for (state, metrics), (expected_state, expected_metrics) in zip(actual, expected, strict=True):
+        for name, value in expected_metrics.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=ROUNDING, err_msg=name)
+        for ours, theirs in (
+            (state.params, expected_state.params),
+            (state.ema, expected_state.ema),
+        ):
+            error, name = worst_error(flatten(ours), flatten(theirs))
+            assert error < ROUNDING, name
+
+
+def flatten(params):
+    """Leaves by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_position_table_never_moves(live_state, run_tiny):
+    last, _ = run_tiny(weight_decay=0.1).history[-1]
+    table = live_state.params["pos_embed"]
+    np.testing.assert_array_equal(last.params["pos_embed"], table)
+    assert relative_error(last.ema["pos_embed"], table) < ROUNDING
+    before, after = flatten(live_state.params), flatten(last.params)
+    still = [name for name in before if np.array_equal(before[name], after[name])]
+    assert still == ["['pos_embed']"]
+
+
+def test_weight_decay_is_that_of_adamw(live_state, run_tiny):
+    """It takes lr * decay of the parameter off, beside the update without it."""
+    runs = run_tiny(weight_decay=0.1), run_tiny()
+    with_decay, without = (flatten(run.history[0][0].params) for run in runs)
+    for name, before in flatten(live_state.params).items():
+        if name != "['pos_embed']":
+            taken = without[name] - with_decay[name]
+            np.testing.assert_allclose(taken, 1e-2 * 0.1 * before, atol=3e-7, err_msg=name)
+
+
+def test_ema_follows_the_updated_parameters(live_state, run_tiny):
+    ema = flatten(live_state.ema)
+    for state, _ in run_tiny().history:
+        params = flatten(state.params)
+        ema = {name: 0.9 * ema[name].astype("f8") + 0.1 * params[name] for name in ema}
+        error, name = worst_error(flatten(state.ema), ema)
+        assert error < ROUNDING, name
+
+
+def test_metrics_are_finite_scalars_of_their_step(run_tiny):
+    for number, (state, metrics) in enumerate(run_tiny().history, start=1):
+        assert state.step == number
+        assert set(metrics) == {
+            "loss",
+            "generation",
+            "alignment",
+            "student_feature_norm",
+            "teacher_feature_norm",
+            "grad_norm",
+        }
+        assert all(v.shape == () and v.dtype == jnp.float32 for v in metrics.values())
+        loss = metrics["generation"] + 0.2 * metrics["alignment"]
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=ROUNDING)
+        assert all(0 < float(v) < np.inf for v in metrics.values())
+
+
+def test_first_state():
+    model, optimizer = DiffusionTransformer(TINY), make_optimizer(OPTIMIZER)
+    init = jax.jit(partial(init_state, model, optimizer), static_argnames="head")
+    state, other = (init(seed=seed, head=True) for seed in (3, 4))
+    jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
+    assert state.step.dtype == jnp.int32 and state.step == 0
+    assert not np.array_equal(*(s.params["patch_embed"]["kernel"] for s in (state, other)))
+    assert "head" in state.params
+    headless = jax.eval_shape(partial(init, head=False), seed=3)
+    assert "head" not in headless.params and "head" not in headless.ema
+
+
+def test_ema_of_the_first_state_is_no_alias():
+    """Without jit around it, too: an alias cannot be donated twice."""
+    first = init_state(DiffusionTransformer(TINY), make_optimizer(OPTIMIZER), seed=0, head=True)
+    for param, ema in zip(jax.tree.leaves(first.params), jax.tree.leaves(first.ema), strict=True):
+        assert param.unsafe_buffer_pointer() != ema.unsafe_buffer_pointer()
+    jax.jit(lambda state: state, donate_argnums=0)(first)  # raises for an alias
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+
+
+def test_the_whole_state_is_donated(run_tiny):
+    """And every buffer is used: JAX would have warned of one that is not."""
+    run = run_tiny()
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.first))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(run.last))
+
+
+# Draws.
+
+
+@pytest.fixture(scope="module")
+def draw():
+    """From (objective, config, batch, step) to an example, compiled."""
+    return jax.jit(draw_example, static_argnums=(0, 1))
+
+
+def test_draws_do_not_depend_on_the_devices(draw):
+    assert jax.device_count() == 8
+    split = batch_sharding(make_mesh(MeshConfig()))
+    objective, config, batch = make_objective(), StepConfig(seed=5), make_batch(64)
+    alone = draw(objective, config, batch, 7)
+    shared = draw(objective, config, jax.device_put(batch, split), 7)
+    assert len(shared.x.sharding.device_set) == 8
+    for name, one, many in zip(Example._fields, alone, shared, strict=True):
+        np.testing.assert_array_equal(one, many, err_msg=name)
+
+
+def test_draws_are_functions_of_seed_and_step(draw):
+    objective, batch = make_objective(), make_batch(32)
+    first = draw(objective, StepConfig(seed=1), batch, 3)
+    again = draw(objective, StepConfig(seed=1), batch, 3)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    for seed, step in ((1, 4), (2, 3), (3, 1)):
+        other = draw(objective, StepConfig(seed=seed), batch, step)
+        for name, one, two in zip(Example._fields, first, other, strict=True):
+            assert np.mean(np.asarray(one) == np.asarray(two)) < 0.95, name
+        for name in ("noise", "x", "t"):
+            one, two = np.ravel(getattr(first, name)), np.ravel(getattr(other, name))
+            if name == "x":  # what is drawn of it
+                one, two = (v - np.ravel(batch["moments"][..., :2]) for v in (one, two))
+            assert abs(np.corrcoef(one, two)[0, 1]) < 4.5 / np.sqrt(len(one)), name
+
+
+def test_streams_are_independent(draw):
+    """Noise, latent noise, times, gaps and dropout of one step have nothing in common."""
+    batch = make_batch(512)
+    config = dataclasses.replace(StepConfig(), label_dropout=0.5)
+    example = draw(make_objective(), config, batch, 0)
+    eps = (example.x - batch["moments"][..., :2]) / batch["moments"][..., 2:]
+    assert abs(np.corrcoef(np.ravel(eps), np.ravel(example.noise))[0, 1]) < 4.5 / np.sqrt(eps.size)
+    assert stats.kstest(np.ravel(eps), stats.norm.cdf).pvalue > 0.01
+    assert stats.kstest(np.ravel(example.noise), stats.norm.cdf).pvalue > 0.01
+    gap = example.t - example.t_teacher
+    clear = np.asarray(example.t) > 0.2
+    dropped = np.asarray(example.labels == 10, float)
+    rows = np.stack([example.t, gap, dropped, example.noise[:, 0, 0, 0], eps[:, 0, 0, 0]])
+    correlation = np.corrcoef(rows[:, clear])
+    assert np.abs(correlation - np.eye(5)).max() < 4.5 / np.sqrt(clear.sum())
+    keys = {
+        jax.random.key_data(stream_key(seed, name, step)).tobytes()
+        for seed in (0, 1)
+        for name in ("latent", "noise", "time", "gap", "label_dropout", "init")
+        for step in range(3)
+    }
+    assert len(keys) == 2 * 6 * 3
+
+
+def test_latents_are_drawn_from_their_posterior(draw):
+    batch = make_batch(4, std=0.0)
+    config = StepConfig(scale=0.5, shift=-1.0)
+    x = draw(make_objective(), config, batch, 0).x
+    np.testing.assert_allclose(x, 0.5 * batch["moments"][..., :2] - 1, rtol=1e-6, atol=1e-7)
+    batch = make_batch(512, std=0.5)
+    x = draw(make_objective(), config, batch, 0).x
+    drawn = np.ravel((x + 1) / 0.5 - batch["moments"][..., :2])
+    assert stats.kstest(drawn, stats.norm(0, 0.5).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
+def test_label_dropout(draw, dropout):
+    size = 20_000
+    config = dataclasses.replace(TINY, input_size=4)
+    batch = make_batch(size, config)
+    labels = np.asarray(
+        draw(make_objective(config), StepConfig(label_dropout=dropout), batch, 0)[1]
+    )
+    dropped = labels == TINY.num_classes
+    np.testing.assert_array_equal(labels[~dropped], batch["labels"][~dropped])
+    # Five standard deviations of a binomial; none or all are exact.
+    assert abs(dropped.mean() - dropout) <= 5 * np.sqrt(dropout * (1 - dropout) / size)
+    for label in range(TINY.num_classes):
+        share = dropped[batch["labels"] == label].mean()
+        assert abs(share - dropout) <= 5 * np.sqrt(dropout * (1 - dropout) / 1800)
+
+
+def test_integer_times_of_dit(draw):
+    config = dataclasses.replace(TINY, kind="dit")
+    example = draw(make_objective(config), StepConfig(), make_batch(256), 0)
+    assert example.t.dtype == example.t_teacher.dtype == jnp.int32
+    gap = np.asarray(example.t - example.t_teacher)[np.asarray(example.t) > 200]
+    assert gap.min() >= 0 and gap.max() < 200
+
+
+# Cost: all counted, nothing is executed.
+
+
+def step_multiply_adds(config, method, batch):
+    optimizer = make_optimizer(OptimizerConfig())
+    objective = make_objective(config, method)
+    init = partial(
+        init_state, objective.model, optimizer, seed=0, head=method is not None and method.head
+    )
+    step = make_train_step(objective, optimizer, StepConfig())
+    return count_multiply_adds(step, jax.eval_shape(init), jax.eval_shape(lambda: batch))
+
+
+def block_multiply_adds(config, batch):
+    block = Block(config.num_heads, config.mlp_ratio, jnp.float32, "xla")
+    tokens = jax.ShapeDtypeStruct((batch, config.num_tokens, config.width), jnp.float32)
+    c = jax.ShapeDtypeStruct((batch, config.width), jnp.float32)
+    params = jax.eval_shape(block.init, jax.random.key(0), tokens, c)
+    return count_multiply_adds(block.apply, params, tokens, c)
+
+
+@pytest.mark.parametrize("kind", ["sit", "dit"])
+@pytest.mark.parametrize("name", SIZES)
+def test_alignment_costs_one_partial_forward_pass(name, kind):
+    size, batch_size = SIZES[name], 2
+    student, teacher = size.sit_blocks if kind == "sit" else size.dit_blocks
+    config = TransformerConfig(
+        kind=kind,
+        input_size=32,
+        patch_size=2,
+        in_channels=4,
+        width=size.width,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        num_classes=1000,
+    )
+    batch = make_batch(batch_size, config)
+    plain = step_multiply_adds(config, None, batch)
+    aligned = step_multiply_adds(config, SRAConfig(student, teacher), batch)
+    block = block_multiply_adds(config, batch_size)
+    head = 4 * config.width**2 * config.num_tokens * batch_size
+    forward_and_backward = 3 * config.depth * block
+    promised = (forward_and_backward + teacher * block + 3 * head) / forward_and_backward
+    assert 0.99 * promised < aligned / plain < 1.01 * promised
+    assert 0.98 < plain / forward_and_backward < 1.02
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("head", [True, False], ids=["head", "no head"])
+def test_analytic_count_is_that_of_the_step(remat, head):
+    size = SIZES["B"]
+    config = dataclasses.replace(
+        TINY, kind="dit", input_size=32, patch_size=2, width=size.width, depth=4, remat=remat
+    )
+    method = SRAConfig(1, 3, head=head)
+    counted = step_multiply_adds(config, method, make_batch(2, config))
+    per_image = 2 * counted / 2  # two operations a multiply-add, a batch of two
+    assert abs(step_flops(config, method).total / per_image - 1) < 0.01
+
+
+def test_multiply_adds_are_those_that_xla_counts():
+    """XLA counts a scanned body once, so the scan is unrolled; it counts two for a multiply-add,
+    and elementwise work too, which this width makes small."""
+    config = dataclasses.replace(
+        TINY, input_size=16, patch_size=2, width=256, num_heads=4, depth=2, scan_unroll=2
+    )
+    batch = make_batch(16, config)
+    optimizer = make_optimizer(OptimizerConfig())
+    objective = make_objective(config, SRAConfig(1, 2))
+    step = make_train_step(objective, optimizer, StepConfig())
+    init = partial(init_state, objective.model, optimizer, seed=0, head=True)
+    state = jax.eval_shape(init)
+    compiled = jax.jit(step).lower(state, batch).compile()
+    ratio = compiled.cost_analysis()["flops"] / (2 * count_multiply_adds(step, state, batch))
+    assert abs(ratio - 1) < 0.02
+
+
+@pytest.mark.slow
+def test_compile_time_does_not_grow_with_depth():
+    """Blocks are scanned: 28 compile as fast as 12, within 20 %, by the median of five each."""
+
+    def seconds(depth):
+        config = dataclasses.replace(TINY, depth=depth, width=384, num_heads=6, input_size=32)
+        optimizer = make_optimizer(OptimizerConfig())
+        objective = make_objective(config, SRAConfig(3, 8))
+        init = partial(init_state, objective.model, optimizer, seed=0, head=True)
+        state = jax.eval_shape(init)
+        jax.clear_caches()
+        start = time.perf_counter()
+        step = make_train_step(objective, optimizer, StepConfig())
+        jax.jit(step).lower(state, make_batch(8, config)).compile()
+        return time.perf_counter() - start
+
+    seconds(12)  # warms what is loaded once
+    times = np.array([[seconds(depth) for depth in (12, 28)] for _ in range(5)])
+    shallow, deep = np.median(times, axis=0)
+    assert deep < 1.2 * shallow, times
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "word"),
+    [
+        (StepConfig, {"label_dropout": 1.1}, "label_dropout is 1.1"),
+        (StepConfig, {"label_dropout": -0.1}, "label_dropout is -0.1"),
+        (StepConfig, {"ema_decay": 1.0}, "ema_decay is 1.0"),
+        (StepConfig, {"ema_decay": float("nan")}, "ema_decay is nan"),
+        (StepConfig, {"microbatches": 0}, "microbatches is 0"),
+        (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate is 0.0"),
+        (OptimizerConfig, {"learning_rate": float("nan")}, "learning_rate is nan"),
+        (OptimizerConfig, {"b1": 1.0}, "b1 is 1.0"),
+        (OptimizerConfig, {"b2": -0.5}, "b2 is -0.5"),
+        (OptimizerConfig, {"eps": 0.0}, "eps is 0.0"),
+        (OptimizerConfig, {"clip_norm": -1.0}, "clip_norm is -1.0"),
+        (OptimizerConfig, {"weight_decay": -0.1}, "weight_decay is -0.1"),
+        (OptimizerConfig, {"weight_decay": float("nan")}, "weight_decay is nan"),
+    ],
+    ids=str,
+)
+def test_bad_config_is_refused_in_one_line(config, options, word):
+    with pytest.raises(InputError) as error:
+        config(**options)
+    assert word in str(error.value) and "\n" not in str(error.value)
