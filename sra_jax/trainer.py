@@ -55,8 +55,8 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
         program = make_program(experiment, source.spec, mesh)
         with workdirs.claimed(directory):
             workdirs.remember(directory, config, source.spec)
-            _train(experiment, config, directory, source, mesh, program, stop)
-        return stop.exit_code
+            finished = _train(experiment, config, directory, source, mesh, program, stop)
+        return 0 if finished else stop.exit_code
 
 
 def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
@@ -81,6 +81,13 @@ def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
             f"{path} holds {source.spec.num_classes} classes, the config expects "
             f"{data.num_classes}; choose another data.path or set data.num_classes"
         )
+    if source.spec.num_examples != data.examples_per_epoch:
+        _log.warning(
+            "%s holds %s examples, the config's epochs are of %s (data.examples_per_epoch)",
+            path,
+            f"{source.spec.num_examples:,}",
+            f"{data.examples_per_epoch:,}",
+        )
     return source
 
 
@@ -92,14 +99,15 @@ def _train(
     mesh: jax.sharding.Mesh,
     program: TrainProgram,
     stop: StopSignals,
-) -> None:
+) -> bool:
+    """Trains until the last step (returns True) or until asked to stop."""
     settings, size = experiment.train, experiment.train.batch_size
     keep_every = settings.keep_every or None
     with CheckpointStore(workdir, keep=settings.keep, keep_every=keep_every) as store:
         start, state = _restore(store, program)
         if start >= settings.steps:
             _log.info("finished: %s has %s steps", workdir, f"{start:,}")
-            return
+            return True
         sharding = batch_sharding(mesh)
         rows = local_rows(size, sharding)
         reader = batches(source, size, settings.seed, start, rows)
@@ -126,8 +134,10 @@ def _train(
             )
         finally:
             reporter.close()
-    what = "finished" if done == settings.steps else "stopped, run the same command to go on"
+    finished = done == settings.steps
+    what = "finished" if finished else "stopped, run the same command to go on"
     _log.info("%s: step %s is saved in %s", what, f"{done:,}", workdir)
+    return finished
 
 
 def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainState | None]:

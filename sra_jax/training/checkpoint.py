@@ -93,8 +93,8 @@ class CheckpointStore:
         return sorted(found.step for found in _step_names.find_all(self.directory))
 
     def latest_step(self) -> int | None:
-        """The newest step on disk, damaged or not; None where there is none."""
-        return max(self.steps(), default=None)
+        """The newest step on disk that no read has found damaged; None where there is none."""
+        return max((step for step in self.steps() if step not in self._damaged), default=None)
 
     def save(self, step: int, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> bool:
         """Starts to save `trees` (name -> pytree of `jax.Array`) and `metadata` (JSON).

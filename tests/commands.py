@@ -1,0 +1,179 @@
+"""Runs the commands as a user does, in processes of their own.
+
+`start` is `python -m sra_jax.NAME`. `Forks` makes many short runs cheap: a process that has
+imported what the commands need, and nothing more, runs each as `__main__` in a fork of itself.
+"""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+REPOSITORY = Path(__file__).parents[1]
+DIGITS = f"--config={REPOSITORY}/configs/digits.py"
+DEADLINE = 240  # seconds, for what should take a few
+
+
+class Result(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def digits(workdir, config=DIGITS, **overrides) -> list[str]:
+    """The flags that train a tiny model on the digits; `section__field=value` overrides a field."""
+    fields = {
+        "model__width": 16,
+        "model__depth": 2,
+        "model__num_heads": 2,
+        "sra__student_block": 1,
+        "sra__teacher_block": 2,
+        "train__batch_size": 8,
+        "sampling__steps": 4,
+    } | overrides
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+    return [config, f"--workdir={workdir}", *flags]
+
+
+def environment(**extra) -> dict[str, str]:
+    """That of this process, where commands see the package, CPU only, and `extra`."""
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | extra
+
+
+def devices(count: int) -> dict[str, str]:
+    """What gives a process `count` virtual CPU devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": flags.strip()}
+
+
+def compilation_cache(directory) -> dict[str, str]:
+    """What makes a process keep what it compiles in `directory`, and take from there."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(directory),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(name: str, flags: list[str], out=subprocess.PIPE, **extra) -> subprocess.Popen:
+    """`python -m sra_jax.NAME` with `flags`, its output in text pipes or in the file `out`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"sra_jax.{name}", *map(str, flags)],
+        env=environment(**extra),
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> Result:
+    """Waits for what `start` has returned."""
+    try:
+        out, err = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Result(process.returncode, out, err)
+
+
+def run(name: str, flags: list[str], **extra) -> Result:
+    """Runs `python -m sra_jax.NAME` with `flags`."""
+    return finish(start(name, flags, **extra))
+
+
+def saved_arrays(workdir, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path, read by Orbax alone."""
+    from orbax.checkpoint import v1 as ocp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it must find out the shardings itself
+        trees = ocp.load_checkpointables(Path(workdir).absolute() / "checkpoints" / str(step))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(dict(trees))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_bit_identical(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert arrays.keys() == expected.keys()
+    for path, array in expected.items():
+        assert (arrays[path].dtype, arrays[path].shape) == (array.dtype, array.shape), path
+        assert arrays[path].tobytes() == array.tobytes(), path
+
+
+class Forks:
+    """Runs commands in forks of one process; use as a context."""
+
+    def __enter__(self) -> "Forks":
+        self._cache = tempfile.TemporaryDirectory()  # what one fork compiles, the next one loads
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            env=environment(**compilation_cache(self._cache.name)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._server.stdin.close()
+        self._server.wait(timeout=DEADLINE)
+        self._cache.cleanup()
+
+    def run(self, name: str, flags: list[str], **extra) -> Result:
+        """Like the function `run`."""
+        request = {"name": name, "flags": [str(flag) for flag in flags], "extra": extra}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return Result(*json.loads(self._server.stdout.readline()))
+
+
+def serve() -> None:
+    """Answers the requests of a `Forks`, one JSON line each."""
+    # Imported, not used: no device is touched before the fork.
+    import sra_jax.evaluator
+    import sra_jax.sampler
+    import sra_jax.trainer
+    import sra_jax.training.tensorboard  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            child = os.fork()
+            if not child:
+                _become(request, out.fileno(), err.fileno())
+            _, status = os.waitpid(child, 0)
+            out.seek(0), err.seek(0)
+            answer = os.waitstatus_to_exitcode(status), out.read(), err.read()
+        print(json.dumps(answer), flush=True)
+
+
+def _become(request: dict, out: int, err: int) -> None:
+    """Runs the command in this process, and ends it as the command asks."""
+    code = 1
+    try:
+        os.dup2(out, 1), os.dup2(err, 2)
+        os.environ.update(request["extra"])
+        sys.argv = [request["name"], *request["flags"]]
+        runpy.run_module(f"sra_jax.{request['name']}", run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
