@@ -54,7 +54,8 @@ def sample_chunks(
     """Yields (number, latents) of the chunks `wanted`; the k-th holds images [k, k + 1) * `chunk`.
 
     Every device works on one chunk at a time, whatever their number: the products it computes are
-    of one shape, and round alike (but for the last bit, where XLA fuses otherwise). The last chunk is filled up by repeating labels [N].
+    of one shape, and round alike, but perhaps for the last bit where XLA fuses otherwise. The last
+    chunk is filled up by repeating labels [N].
     """
     mesh = Mesh(np.array(devices), ("data",))
     split, copied = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))

@@ -327,7 +327,7 @@ with CheckpointStore(workdir) as store:
     store.save(2, restored, {})
 """,
         tmp_path,
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     )
     assert child.communicate()[1] == b"" and child.returncode == 0
     step, restored = CheckpointStore(tmp_path).restore(ABSTRACT)
