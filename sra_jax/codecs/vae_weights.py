@@ -107,7 +107,7 @@ def config_from_diffusers(fields: Mapping[str, Any]) -> VAEConfig:
     ours = {name: fields[name] for name in (*SHAPE_FIELDS, *QUANT_FIELDS) if name in fields}
     ours["block_out_channels"] = tuple(fields["block_out_channels"])
     scale = float(fields["scaling_factor"])
-    return VAEConfig(**ours, scale=scale, shift=-fields["shift_factor"] * scale)
+    return VAEConfig(**ours, scale=scale, shift=0.0 - fields["shift_factor"] * scale)
 
 
 def params_from_diffusers(tensors: Mapping[str, np.ndarray], config: VAEConfig) -> dict[str, Any]:

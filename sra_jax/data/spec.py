@@ -4,7 +4,7 @@ import dataclasses
 
 from sra_jax.errors import expect_one_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 lacks the fields from `source` on; both are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,13 @@ class LatentSpec:
         num_examples: records in the set; the writer fills it in.
         class_counts: records of each class, `num_classes` of them; the writer fills it in.
         format_version: of the layout on disk.
+        source: what was encoded, as the user named it; like all that follows, empty if unknown.
+        weights: fingerprint of the codec's weights.
+        crop: how images became squares; "adm" is that of `crop.center_crop`.
+        flips: whether every image is there twice, the second time mirrored, as a record of its own.
+            A reader then has nothing to choose: an epoch visits both.
+        skipped: images left out because they could not be used, each with the reason.
+        tool_version: of sra_jax, when it wrote the set; the writer fills it in.
 
     Raises:
         InputError: `dtype` is neither of the two.
@@ -38,10 +45,16 @@ class LatentSpec:
     num_examples: int = 0
     class_counts: tuple[int, ...] = ()
     format_version: int = FORMAT_VERSION
+    source: str = ""
+    weights: str = ""
+    crop: str = ""
+    flips: bool = False
+    skipped: tuple[str, ...] = ()
+    tool_version: str = ""
 
     def __post_init__(self):
         expect_one_of("dtype of stored moments", self.dtype, ("float16", "float32"))
-        for field in ("latent_shape", "class_counts"):  # JSON returns them as lists
+        for field in ("latent_shape", "class_counts", "skipped"):  # JSON returns them as lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
 
     @property
@@ -49,3 +62,22 @@ class LatentSpec:
         """`(h, w, 2c)` of one record's moments."""
         height, width, channels = self.latent_shape
         return height, width, 2 * channels
+
+
+def describe(spec: LatentSpec) -> str:
+    """One line for a log: what the set holds, and how evenly over the classes."""
+    shape = "x".join(map(str, spec.latent_shape))
+    counts = spec.class_counts
+    parts = [
+        f"{spec.num_examples:,} records of {shape} {spec.dtype} from {spec.codec}"
+        f" (scale {spec.scale:g}, shift {spec.shift:g}) at {spec.resolution}px",
+        f"classes: {spec.num_classes:,}, each of {min(counts):,} to {max(counts):,} records"
+        f" (mean {spec.num_examples / spec.num_classes:,.1f})",
+    ]
+    if empty := counts.count(0):
+        parts.append(f"empty classes: {empty:,}")
+    if spec.flips:
+        parts.append("each image also mirrored")
+    if spec.skipped:
+        parts.append(f"skipped images: {len(spec.skipped):,}")
+    return "; ".join(parts)

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from sra_jax.data.latents import FORMAT_VERSION, LatentSpec, open_latents, write_latents
+from sra_jax.data.latents import (
+    FORMAT_VERSION,
+    LatentSpec,
+    open_latents,
+    tool_version,
+    write_latents,
+    write_shard,
+)
 from sra_jax.errors import InputError
 
 SPEC = LatentSpec(
@@ -70,7 +77,9 @@ def test_reads_what_was_written(tmp_path, dtype):
 def test_spec_comes_back_with_its_counts(written):
     directory, _, labels = written
     counts = tuple(np.bincount(labels, minlength=5).tolist())
-    expected = dataclasses.replace(SPEC, num_examples=100, class_counts=counts)
+    expected = dataclasses.replace(
+        SPEC, num_examples=100, class_counts=counts, tool_version=tool_version()
+    )
     source = open_latents(directory)
     assert source.spec == expected and len(source) == 100
 
@@ -130,6 +139,33 @@ def test_a_newer_format_is_refused(written):
     path.write_text(json.dumps(metadata | {"novelty": 1}))
     with pytest.raises(InputError, match=r"metadata\.json is damaged"):
         open_latents(written[0])
+
+
+def test_a_set_of_the_first_format_still_opens(written):
+    path = written[0] / "metadata.json"
+    metadata = json.loads(path.read_text())
+    for name in ("source", "weights", "crop", "flips", "skipped", "tool_version"):
+        del metadata[name]
+    path.write_text(json.dumps(metadata | {"format_version": 1}))
+    source = open_latents(written[0])
+    assert len(source.read(range(100))["labels"]) == 100
+    expected = dataclasses.replace(SPEC, num_examples=100, format_version=1)
+    assert dataclasses.replace(source.spec, class_counts=()) == expected
+
+
+def test_the_same_batches_make_the_same_bytes_in_every_process(written, tmp_path):
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_latents import SPEC, make_batch
+from sra_jax.data.latents import write_shard
+write_shard(Path(sys.argv[1]), SPEC, [make_batch(50)])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "there"), os.path.dirname(__file__)]
+    subprocess.run(command, check=True)
+    write_shard(tmp_path / "here", SPEC, [make_batch(50)])
+    assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
 
 
 def test_a_set_is_never_overwritten(written):
