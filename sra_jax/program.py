@@ -10,6 +10,7 @@ import numpy as np
 
 from sra_jax.data.spec import LatentSpec
 from sra_jax.experiment import Experiment
+from sra_jax.hardware import compiler_options
 from sra_jax.parallel import abstract, batch_sharding, replicated, tree_shardings
 from sra_jax.training.flops import StepFlops, step_flops
 from sra_jax.training.optimizer import make_optimizer
@@ -57,6 +58,7 @@ def make_program(experiment: Experiment, data: LatentSpec, mesh: jax.sharding.Me
             in_shardings=(shardings, rows),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
+            compiler_options=compiler_options(mesh.devices.flat[0].platform),
         ),
         state=abstract(shapes, shardings),
         batch=abstract(batch, rows),
