@@ -1,8 +1,11 @@
 """Distances between sets of images, from the mean and covariance of their features."""
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
+
+_log = logging.getLogger(__name__)
 
 
 class Gaussian(NamedTuple):
@@ -12,18 +15,60 @@ class Gaussian(NamedTuple):
     covariance: np.ndarray
 
 
+class Moments:
+    """Mean and covariance of features that come in batches, in float64.
+
+    Batches are joined by the pairwise update of Chan, Golub & LeVeque (1983), which loses no digits
+    to a mean far from zero, as the difference of two sums of squares would. Memory is that of one
+    [D, D] matrix.
+    """
+
+    def __init__(self):
+        self.count = 0
+        self._mean = 0.0  # [D], once something has been taken in
+        self._scatter = 0.0  # [D, D], the sum of (x - mean) (x - mean)^T
+
+    def add(self, features: np.ndarray) -> None:
+        """Takes in `features` [B, D]."""
+        features = np.asarray(features, np.float64)
+        mean = features.mean(axis=0)
+        rows = np.vstack([features - mean, self._move(len(features), mean)])
+        self._scatter += rows.T @ rows
+
+    def merge(self, other: "Moments") -> None:
+        """Takes in what `other` has taken in, for instance in another process."""
+        if other.count:
+            row = self._move(other.count, other._mean)
+            self._scatter += other._scatter + np.outer(row, row)
+
+    def gaussian(self) -> Gaussian:
+        """Mean and unbiased covariance of all features, of which there must be two or more."""
+        return Gaussian(np.copy(self._mean), self._scatter / (self.count - 1))
+
+    def _move(self, count: int, mean: np.ndarray) -> np.ndarray:
+        """Joins the mean of `count` more; returns the row [D] that the two means' distance adds to
+        the rows that the scatter is made of."""
+        total, shift = self.count + count, mean - self._mean
+        row = shift * np.sqrt(self.count * count / total)
+        self._mean += shift * (count / total)
+        self.count = total
+        return row
+
+
 def fit_gaussian(features: np.ndarray) -> Gaussian:
     """Mean and unbiased covariance of `features` [N, D], in float64."""
-    features = np.asarray(features, np.float64)
-    return Gaussian(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
+    moments = Moments()
+    moments.add(features)
+    return moments.gaussian()
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Squared Fréchet (2-Wasserstein) distance of two normals (Dowson & Landau 1982):
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    The trace of (A B)^(1/2) is that of the symmetric (A^(1/2) B A^(1/2))^(1/2), whose eigenvalues
-    are real however nearly singular A and B are.
+    Of Inception's pool features it is FID (Heusel et al. 2017), of its spatial features sFID (Nash
+    et al. 2021). The trace of (A B)^(1/2) is that of the symmetric (A^(1/2) B A^(1/2))^(1/2), whose
+    eigenvalues are real however nearly singular A and B are.
     """
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
@@ -32,3 +77,16 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     difference = a.mean - b.mean
     distance = difference @ difference + trace - 2 * np.sqrt(np.clip(cross, 0, None)).sum()
     return float(max(distance, 0.0))
+
+
+def warn_of_bias(metric: str, count: int, dimensions: int) -> None:
+    """Logs a warning if `count` images are too few for a covariance of `dimensions` features."""
+    if count <= dimensions:
+        _log.warning(
+            "warning: %s is biased upward: %s images give a singular covariance of %s features; "
+            "use more than %s, and 50,000 to compare with papers",
+            metric,
+            f"{count:,}",
+            f"{dimensions:,}",
+            f"{dimensions:,}",
+        )

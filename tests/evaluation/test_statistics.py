@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from sra_jax.evaluation.statistics import Gaussian, fit_gaussian, frechet_distance
+from sra_jax.evaluation.statistics import (
+    Gaussian,
+    Moments,
+    fit_gaussian,
+    frechet_distance,
+    warn_of_bias,
+)
 
 
 def random_gaussian(seed: int, size: int, rank: int | None = None) -> Gaussian:
@@ -93,3 +99,52 @@ def test_fit_is_mean_and_unbiased_covariance(dtype):
 
 def test_fit_of_one_feature_is_a_matrix():
     assert fit_gaussian(np.array([[1.0], [3.0]])).covariance.tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize("counts", [(5, 9), (40, 300)])
+def test_of_few_samples_is_that_of_their_products(counts):
+    """tr (A B)^(1/2) is the nuclear norm of X Y^T for A = X^T X and B = Y^T Y: no [D, D] matrix."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(count, 64)) * rng.uniform(0, 3, 64) for count in counts)
+    x, y = ((a - a.mean(axis=0)) / np.sqrt(len(a) - 1) for a in (first, second))
+    shift = first.mean(axis=0) - second.mean(axis=0)
+    root = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    expected = shift @ shift + np.sum(x**2) + np.sum(y**2) - 2 * root
+    found = frechet_distance(fit_gaussian(first), fit_gaussian(second))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0, 1e4])
+def test_moments_of_batches_are_those_of_numpy(offset):
+    """Whatever the batches, in one accumulator or merged from several, and far from zero."""
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(500, 24)) @ rng.normal(size=(24, 24)) + offset).astype(np.float32)
+    whole, parts = Moments(), [Moments() for _ in range(4)]  # the last one stays empty
+    for number, batch in enumerate(np.split(features, [1, 7, 200, 201, 460])):
+        whole.add(batch)
+        parts[number % 3].add(batch)
+    for part in parts[1:]:
+        parts[0].merge(part)
+    exact = features.astype(np.float64)
+    for moments in (whole, parts[0]):
+        mean, covariance = moments.gaussian()
+        assert moments.count == 500
+        np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(covariance, np.cov(exact, rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def test_moments_can_be_asked_in_between():
+    features = np.random.default_rng(0).normal(size=(6, 3))
+    moments = Moments()
+    moments.add(features[:3])
+    before = moments.gaussian()
+    moments.add(features[3:])
+    np.testing.assert_allclose(before.mean, features[:3].mean(axis=0))
+    np.testing.assert_allclose(before.covariance, np.cov(features[:3], rowvar=False))
+
+
+def test_few_images_are_warned_of(caplog):
+    warn_of_bias("FID", 2049, 2048)
+    assert not caplog.records
+    warn_of_bias("FID", 2048, 2048)
+    assert "FID is biased upward: 2,048 images" in caplog.text and "50,000" in caplog.text

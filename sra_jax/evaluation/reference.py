@@ -1,0 +1,147 @@
+"""Reference statistics: in files of ADM's and of our own, or measured from images.
+
+A file is an .npz with `mu` [2048] and `sigma` [2048, 2048] of the pool features, `mu_s` [2023] and
+`sigma_s` [2023, 2023] of the spatial ones. ADM's files hold `arr_0` beside them, images for
+precision and recall; ours hold `points` [N, 2048], the pool features of such images, and
+`resolution` [2].
+"""
+
+import os
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sra_jax.errors import InputError
+from sra_jax.evaluation.extraction import extract
+from sra_jax.evaluation.images import BROKEN, IMAGES, ImageSet, NpzImages, open_images
+from sra_jax.evaluation.inception import POOL_WIDTH, SPATIAL_WIDTH
+from sra_jax.evaluation.statistics import Gaussian
+from sra_jax.evaluation.suite import Summary, summarise
+
+POINTS = "points"
+RESOLUTION = "resolution"
+POOL_NAMES = ("mu", "sigma")
+SPATIAL_NAMES = ("mu_s", "sigma_s")
+NEEDS = {"fid": "pool", "sfid": "spatial", "pr": "points"}  # of a reference
+
+
+class Reference(NamedTuple):
+    """What a set of samples is compared with.
+
+    `images` are what is not in `summary` yet is to be measured from; None where nothing is left.
+    `resolution` is None where a file of statistics does not tell it.
+    """
+
+    name: str
+    summary: Summary
+    images: ImageSet | None
+    resolution: tuple[int, int] | None
+
+
+def open_reference(path: str, metrics: Collection[str]) -> Reference:
+    """The reference at `path`, an .npz of statistics or images, a folder, or `embedded:digits`.
+
+    Raises:
+      InputError: it does not hold what `metrics` need.
+    """
+    names = _array_names(path)
+    if not names & {*POOL_NAMES, *SPATIAL_NAMES, POINTS}:
+        images = open_images(path)
+        return Reference(path, Summary(), images, images.resolution)
+    images = NpzImages(Path(path)) if IMAGES in names else None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            summary = _read_summary(path, arrays, metrics, images)
+            resolution = (
+                tuple(arrays[RESOLUTION].ravel().tolist()) if RESOLUTION in arrays else None
+            )
+    except InputError:
+        raise
+    except BROKEN as error:
+        raise InputError(f"{path} is damaged or holds objects ({error})") from None
+    left = "pr" in metrics and summary.points is None
+    return Reference(
+        path, summary, images if left else None, images.resolution if images else resolution
+    )
+
+
+def complete(
+    reference: Reference, params: Any, devices: Sequence[jax.Device], metrics: Collection[str]
+) -> Summary:
+    """All that `metrics` need of the reference; measures with Inception's `params` what is left."""
+    if reference.images is None:
+        return reference.summary
+    left = [metric for metric, field in NEEDS.items() if metric in metrics]
+    left = [metric for metric in left if getattr(reference.summary, NEEDS[metric]) is None]
+    features = extract(params, reference.images, devices)
+    measured = summarise(reference.name, features, left)
+    return Summary(
+        *(b if a is None else a for a, b in zip(reference.summary, measured, strict=True))
+    )
+
+
+def save_reference(path: str, summary: Summary, resolution: tuple[int, int] | None) -> None:
+    """Writes `summary` to `path`, whole or not at all."""
+    arrays = {POINTS: summary.points, RESOLUTION: resolution}
+    for names, gaussian in ((POOL_NAMES, summary.pool), (SPATIAL_NAMES, summary.spatial)):
+        if gaussian:
+            arrays |= dict(zip(names, gaussian, strict=True))
+    scratch = Path(path).with_name(f".{Path(path).name}.tmp")
+    with scratch.open("wb") as file:
+        np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+    os.replace(scratch, path)
+
+
+def _array_names(path: str) -> set[str]:
+    """Of the arrays in the .npz at `path`; none if it is something else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return set()
+
+
+def _read_summary(
+    path: str, arrays: Mapping[str, np.ndarray], metrics: Collection[str], images: ImageSet | None
+) -> Summary:
+    pool = spatial = points = None
+    if "fid" in metrics:
+        pool = _read_gaussian(path, arrays, POOL_NAMES, POOL_WIDTH)
+    if "sfid" in metrics:
+        spatial = _read_gaussian(path, arrays, SPATIAL_NAMES, SPATIAL_WIDTH)
+    if "pr" in metrics and (POINTS in arrays or images is None):
+        points = _read(path, arrays, POINTS, (None, POOL_WIDTH)).astype(np.float32)
+    return Summary(pool, spatial, points)
+
+
+def _read_gaussian(
+    path: str, arrays: Mapping[str, np.ndarray], names: tuple[str, str], width: int
+) -> Gaussian:
+    mean, covariance = names
+    return Gaussian(
+        _read(path, arrays, mean, (width,)).astype(np.float64),
+        _read(path, arrays, covariance, (width, width)).astype(np.float64),
+    )
+
+
+def _read(
+    path: str, arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...]
+) -> np.ndarray:
+    """Array `name`; `shape` has None where any number will do."""
+    if name not in arrays:
+        raise InputError(
+            f"{path} lacks {name}; leave what needs it out of --metrics, or take another reference"
+        )
+    array = arrays[name]
+    expected = shape if None not in shape else (len(array) if array.ndim else 0, *shape[1:])
+    if array.shape != expected or array.dtype.kind != "f" or not np.isfinite(array).all():
+        wanted = ", ".join("N" if size is None else str(size) for size in shape)
+        raise InputError(
+            f"{path} holds {name} {array.dtype} {array.shape}, expected finite numbers "
+            f"[{wanted}]; take another reference"
+        )
+    return array
