@@ -80,7 +80,29 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].strip()
 
 
-def name_process(index: int, count: int) -> None:
+def define_process_flags() -> None:
+    """Defines the flags by which `join_processes` finds the other processes of a command."""
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, where JAX cannot find it by itself."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes, likewise.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, likewise.")
+    for name in ("coordinator", "num_processes", "process_id"):
+        flags.declare_key_flag(name)
+
+
+def join_processes() -> None:
+    """Joins the processes that run this command together. Raises InputError if they do not meet."""
+    import jax  # here: sra_jax.compile has to prepare the environment before this
+
+    from sra_jax.parallel import start_processes
+
+    values = flags.FLAGS
+    start_processes(values.coordinator, values.num_processes, values.process_id)
+    _name_process(jax.process_index(), jax.process_count())
+
+
+def _name_process(index: int, count: int) -> None:
     """Marks what this process says when it is one of several, of which the first alone reports."""
     if count == 1:
         return

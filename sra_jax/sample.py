@@ -31,10 +31,12 @@ _STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest if not
 _CHUNK = flags.DEFINE_integer("chunk", 64, "Images that one device samples at a time.")
 _VAE = flags.DEFINE_string("vae", None, "Folder of the VAE's weights, for latents of codec sd_vae.")
 _PNG_DIR = flags.DEFINE_string("png_dir", None, "Directory to write each image to, as a PNG.")
+command.define_process_flags()
 
 
 def main() -> None:
     """Samples as the flags say."""
+    command.join_processes()
     sample(
         SampleRequest(
             workdir=_WORKDIR.value,

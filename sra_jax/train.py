@@ -7,12 +7,10 @@ Run the same command again and it goes on from the last checkpoint, after whatev
       --config.data.path=gs://bucket/latents --config.mesh.fsdp=16
 """
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from sra_jax import command
-from sra_jax.parallel import start_processes
 from sra_jax.trainer import train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -21,17 +19,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run: checkpoints, config, events."
 )
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where JAX cannot find it by itself."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes, likewise.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, likewise.")
+command.define_process_flags()
 
 
 def main() -> int:
     """Trains as the flags say."""
-    start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    command.name_process(jax.process_index(), jax.process_count())
+    command.join_processes()
     return train(command.config_dict(_CONFIG), _WORKDIR.value)
 
 

@@ -13,6 +13,8 @@ from sra_jax import workdir as workdirs
 from sra_jax.data.digits import ensure_digits
 from sra_jax.data.latents import LatentSource, open_latents
 from sra_jax.data.pipeline import batches, prefetch
+from sra_jax.data.sources import EMBEDDED_DIGITS
+from sra_jax.data.spec import describe
 from sra_jax.errors import InputError
 from sra_jax.experiment import DataConfig, Experiment
 from sra_jax.hardware import chip_of
@@ -30,8 +32,6 @@ from sra_jax.training.loop import run_steps
 from sra_jax.training.reporting import Reporter, Workload, format_seconds
 from sra_jax.training.signals import StopSignals
 from sra_jax.training.state import TrainState
-
-EMBEDDED_DIGITS = "embedded:digits"
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ def _train(
         sharding = batch_sharding(mesh)
         rows = local_rows(size, sharding)
         reader = batches(source, size, settings.seed, start, rows)
+        _log.info("data     %s", describe(source.spec))
         _describe(experiment, mesh, program)
         compiled = _compile(program)
         if state is None:
