@@ -152,7 +152,9 @@ def load_model(
     shapes = jax.eval_shape(lambda key: init_params(model, key, experiment.head), jax.random.key(0))
     with CheckpointStore(workdir) as store:
         step, trees = store.restore({name: shapes}, step)
-    return TrainedModel(experiment, saved.data, model, trees[name], step)
+    # A process samples and probes on its own devices, with its own copy.
+    params = jax.tree.map(lambda leaf: leaf.addressable_data(0), trees[name])
+    return TrainedModel(experiment, saved.data, model, params, step)
 
 
 def _plain(data: LatentSpec) -> dict[str, Any]:

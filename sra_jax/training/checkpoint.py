@@ -144,9 +144,10 @@ class CheckpointStore:
 
         `abstract`: name -> pytree of `jax.ShapeDtypeStruct`, any subset of the names saved; only
         those are read. A leaf lands on its `sharding`, whatever it was saved from, or without one
-        on the default device. Every leaf is bit for bit what was saved. A damaged checkpoint is
-        logged as a warning and passed over. Raises CheckpointError if nothing undamaged is there,
-        if the trees do not fit the checkpoint, or if a newer version of this code wrote it.
+        on the default device (with several processes: on every device). Every leaf is bit for bit
+        what was saved. A damaged checkpoint is logged as a warning and passed over. Raises
+        CheckpointError if nothing undamaged is there, if the trees do not fit the checkpoint, or if
+        a newer version of this code wrote it.
         """
         return self._read(step, lambda found: (found, self._load(found, abstract)))
 
@@ -264,8 +265,16 @@ def _seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = leaf.sharding or _everywhere()
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _everywhere() -> jax.sharding.Sharding:
+    """The default device; with several processes, a copy on every device, as each must have one."""
+    if jax.process_count() == 1:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    mesh = jax.sharding.Mesh(jax.devices(), ("all",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def _differences(there: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
