@@ -9,6 +9,8 @@ After the colon: SIZE/PATCH, with SIZE one of S, B, L, XL and PATCH 2, 4 or 8; t
   recipe=release smooth-L1 at 0.04, decaying late in training, as the released code does
   recipe=cosine  cosine over features at 0.5 (the weight is ours)
   weight=0       another weight; 0 is plain DiT, with no teacher at all
+  slice=v5e:4x4  the mesh and rematerialisation that the pod dry run found best there;
+                 also v5e:16x16 and v5p:2x2x4
 
 Cosine is the safe choice for XL: a user of the released code saw the smooth-L1 alignment diverge
 there; the authors put it down to feature norms that keep growing, and advise cosine. Watch

@@ -9,6 +9,8 @@ After the colon: SIZE/PATCH, with SIZE one of S, B, L, XL and PATCH 2, 4 or 8; t
   recipe=release the same, decaying late in training, as the released code does
   recipe=cosine  cosine over features at 0.5, the authors' later advice
   weight=0       another weight; 0 is plain SiT, with no teacher at all
+  slice=v5e:4x4  the mesh and rematerialisation that the pod dry run found best there;
+                 also v5e:16x16 and v5p:2x2x4
 
 The paper's ablations are overrides:
   --config.sra.student_block=8 --config.sra.teacher_block=8   other blocks
@@ -16,11 +18,11 @@ The paper's ablations are overrides:
   --config.sra.head=False                                     no projection head
   --config.sra.distance=l2  --config.train.ema_decay=0.999    another distance, another teacher
 
-Hardware: XL/2 at 256 with batch 256 fits 16 chips of a TPU v5e with --config.model.remat=full.
+Hardware: XL/2 at 256 with batch 256 fits 16 chips of a TPU v5e with slice=v5e:4x4, or wherever
+python -m sra_jax.compile says so; --config.model.remat=dots or full needs less memory.
 Duration: 4M steps are 800 epochs; one step of XL/2 is about 230 TFLOP, so 400k steps take about
-9 hours at a sustained 3 PFLOP/s. Expect the losses to fall smoothly; samples
-are recognisable by 100k steps. Runs of this size have not been made with this code; the paper's
-tables say what they should reach.
+9 hours at a sustained 3 PFLOP/s. Expect the losses to fall smoothly; runs of this size have not
+been made with this code, and the paper's tables say what they should reach.
 """
 
 from ml_collections import ConfigDict

@@ -16,6 +16,14 @@ IMAGENET_OPTIONS = {
     "res": ("256", "512"),
     "recipe": ("paper", "release", "cosine"),
     "weight": (),
+    "slice": ("any", "v5e:4x4", "v5e:16x16", "v5p:2x2x4"),
+}
+# The mesh (data, fsdp, tensor) and rematerialisation found best for XL/2 with --sweep of
+# sra_jax.compile (benchmarks/RESULTS.md).
+BEST_LAYOUTS = {
+    "v5e:4x4": ((2, 8, 1), "dots"),
+    "v5e:16x16": ((16, 16, 1), "dots"),
+    "v5p:2x2x4": ((16, 1, 1), "none"),
 }
 # The released code's schedule, by resolution: its last epoch of constant weight, counted from 0,
 # and in how many epochs after it the weight falls to a tenth.
@@ -103,6 +111,9 @@ def imagenet_config(argument: str, kind: str, release_weight: float) -> ConfigDi
     config.model.update(
         patch_size=patch, width=size.width, depth=size.depth, num_heads=size.num_heads
     )
+    if option["slice"] in BEST_LAYOUTS:
+        mesh, config.model.remat = BEST_LAYOUTS[option["slice"]]
+        config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
     student, teacher = {"sit": size.sit_blocks, "dit": size.dit_blocks}[kind]
     config.sra.update(student_block=student, teacher_block=teacher)
     if option["recipe"] == "release":

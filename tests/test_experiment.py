@@ -1,4 +1,4 @@
-"""Config files become the experiments that DESIGN section 3 prescribes, or are refused by name."""
+"""Config files become the experiments that the papers prescribe, or are refused by name."""
 
 import dataclasses
 import importlib.util
@@ -15,7 +15,7 @@ from sra_jax.experiment import Experiment
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-# DESIGN section 3, written out a second time: depth, width, heads; blocks (student, teacher).
+# The published models and recipes, written out a second time: depth, width, heads; blocks (student, teacher).
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 BLOCKS = {
     "sit": {"S": (3, 8), "B": (3, 8), "L": (6, 16), "XL": (8, 20)},
