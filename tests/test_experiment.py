@@ -15,7 +15,7 @@ from sra_jax.experiment import Experiment
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-# The published models and recipes, written out a second time: depth, width, heads; blocks (student, teacher).
+# The published models and recipes, written out a second time: depth, width, heads; then the blocks.
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 BLOCKS = {
     "sit": {"S": (3, 8), "B": (3, 8), "L": (6, 16), "XL": (8, 20)},
