@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -180,6 +181,8 @@ def _describe(experiment: Experiment, mesh: jax.sharding.Mesh, program: TrainPro
             )
         ),
     )
+    if xla_flags := os.environ.get("XLA_FLAGS"):
+        _log.info("xla      %s", xla_flags)
     if mesh.size > 1:
         for line in sharding_table(program.state.params):
             _log.info("sharding %s", line)
