@@ -75,12 +75,12 @@ def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
     if found != wanted:
         raise InputError(
             f"{path} holds latents of shape {found}, the config expects {wanted}; choose another "
-            f"data.path or set data.latent_shape={found}"
+            f"data.path, or give --config.data.latent_shape='{found}'"
         )
     if source.spec.num_classes != data.num_classes:
         raise InputError(
             f"{path} holds {source.spec.num_classes} classes, the config expects "
-            f"{data.num_classes}; choose another data.path or set data.num_classes"
+            f"{data.num_classes}; choose another data.path, or give --config.data.num_classes"
         )
     if source.spec.num_examples != data.examples_per_epoch:
         _log.warning(
