@@ -30,7 +30,7 @@ setup(
     python_requires=">=3.11,<3.13",
     install_requires=CORE + DATA + RUN,
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12", "gcsfs>=2025.9"],  # pods keep their runs in gs:// buckets
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
         "test": ["pytest>=8,<10", "hypothesis>=6,<7", "ruff==0.17.5"],
     },

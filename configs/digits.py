@@ -34,5 +34,5 @@ def get_config(argument: str = "sit") -> ConfigDict:
         config.sampling.update(solver="sde", steps="100", guidance=1.5)
     else:
         config.process = ConfigDict({"name": "ddpm"})
-        config.sampling.update(solver="ddpm", steps="100", guidance=1.5, guidance_channels=3)
+        config.sampling.update(solver="ddpm", steps="100", guidance=1.5)
     return config

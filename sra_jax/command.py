@@ -1,13 +1,15 @@
 """How every command runs: its flags, its help, and how it ends.
 
 Exit codes: 0 done; 2 bad input, told in one line on stderr; 75 stopped by SIGTERM and 130 by
-Ctrl-C, both after saving (run the same command again); 1 anything else.
+Ctrl-C (run the same command again: what can be saved is saved); 1 anything else.
 """
 
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from absl import flags
@@ -16,6 +18,8 @@ from sra_jax.errors import InputError, RunError
 
 BAD_INPUT = 2
 FAILED = 1
+PREEMPTED = 75
+INTERRUPTED = 130
 _speaker = ""  # who is speaking, where there are several
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
 
@@ -26,6 +30,7 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
     `description` is the module's docstring; `required` names the flags that must be given.
     """
     _log_to_stdout()
+    signal.signal(signal.SIGTERM, _terminate)  # until a command that saves takes over
     if any(argument in HELP for argument in sys.argv[1:]):
         print(f"{description.strip()}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
@@ -36,6 +41,8 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
         _end(error, BAD_INPUT)
     except RunError as error:
         _end(error, FAILED)
+    except KeyboardInterrupt:
+        _end(RunError("interrupted; the same command goes on from what is saved"), INTERRUPTED)
 
 
 def config_dict(flag: flags.FlagHolder) -> dict[str, Any]:
@@ -43,7 +50,8 @@ def config_dict(flag: flags.FlagHolder) -> dict[str, Any]:
     try:
         return flag.value.to_dict()
     except OSError as error:  # the flags library keeps this failure until somebody looks
-        raise InputError(f"cannot load --{flag.name}: {_last_line(error)}") from None
+        reason = _last_line(error).rpartition("earlier failure to load: ")[2]
+        raise InputError(f"cannot load --{flag.name}: {reason}") from None
     except AttributeError:
         raise InputError(
             f"the file of --{flag.name} must return an ml_collections.ConfigDict"
@@ -53,16 +61,20 @@ def config_dict(flag: flags.FlagHolder) -> dict[str, Any]:
 def _parse(required: Sequence[str]) -> None:
     try:
         left = flags.FLAGS(sys.argv)[1:]
-    except Exception as error:  # a config file is code, and may raise anything
+    except (Exception, SystemExit) as error:  # a config file is code, and may raise anything
         raise InputError(_explain(error)) from None
     if left:
         raise InputError(f"unexpected argument {left[0]!r}; flags look like --name=value")
     for name in required:
-        if flags.FLAGS[name].value is None:
-            raise InputError(f"--{name} is missing; see --help")
+        if flags.FLAGS[name].value in (None, ""):
+            raise InputError(f"--{name} is missing or empty; see --help")
 
 
-def _explain(error: Exception) -> str:
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(PREEMPTED)
+
+
+def _explain(error: BaseException) -> str:
     """What is wrong with the command line, without what the libraries wrap around it."""
     text = str(error)
     if field := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text):

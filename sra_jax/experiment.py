@@ -5,6 +5,7 @@ Everything that can be known to be wrong without data or devices is refused here
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,8 @@ class DataConfig:
     examples_per_epoch: int
 
     def __post_init__(self):
-        shape = tuple(self.latent_shape)
-        if len(shape) != 3 or shape[0] != shape[1] or min(shape) < 1:
+        shape = self.latent_shape
+        if shape[0] != shape[1] or min(shape) < 1:
             raise InputError(f"data.latent_shape is {shape}, expected (side, side, channels)")
         if self.num_classes < 1 or self.examples_per_epoch < 1:
             raise InputError("data.num_classes and data.examples_per_epoch must be at least 1")
@@ -163,7 +164,12 @@ class Experiment:
 
     def objective(self, mesh: Mesh) -> Objective:
         """What is trained, on the devices of `mesh`."""
-        config = self.transformer(mesh.devices.flat[0].platform)
+        platform = mesh.devices.flat[0].platform
+        config = self.transformer(platform)
+        if config.attention == "cudnn" and platform != "gpu":
+            raise InputError(
+                f"model.attention is cudnn, which {platform} lacks; choose auto or xla"
+            )
         model = DiffusionTransformer(config, batch_sharding(mesh))
         return Objective(model, self.process, self.sra, self.weight)
 
@@ -201,14 +207,20 @@ class Experiment:
                 f"train.batch_size {self.train.batch_size} does not divide into "
                 f"{self.train.microbatches} microbatches"
             )
+        if self.sampling.guidance_channels > self.data.latent_shape[2]:
+            raise InputError(
+                f"sampling.guidance_channels is {self.sampling.guidance_channels}, but latents "
+                f"have {self.data.latent_shape[2]} channels; 0 guides all"
+            )
         self.step_config(1.0, 0.0)
         self.guidance()
         self.solver_steps()
 
 
 def _read_process(config: Mapping[str, Any]) -> Process:
+    _check_names("config section process", config, config, ["name"])
     fields = dict(config)
-    name = fields.pop("name", None)
+    name = fields.pop("name")
     expect_one_of("process", name, PROCESSES)
     return _build(PROCESSES[name], "process", fields)
 
@@ -217,31 +229,50 @@ def _read_sra(
     config: Mapping[str, Any], steps_per_epoch: int
 ) -> tuple[SRAConfig | None, WeightSchedule]:
     """The method (None where its weight is 0), and its weight's schedule."""
+    _check_names("config section sra", config, config, ["weight"])
     fields = dict(config)
-    try:
-        schedule = WeightSchedule(
-            weight=fields.pop("weight"),
-            steps_per_epoch=max(steps_per_epoch, 1),
-            constant_epochs=fields.pop("constant_epochs", 0),
-            decade_epochs=fields.pop("decade_epochs", 0) or None,
-        )
-    except KeyError as error:
-        raise InputError(f"config section sra lacks {error.args[0]}") from None
-    if not 0 <= schedule.weight < math.inf:
-        raise InputError(f"sra.weight is {schedule.weight}, expected at least 0 (0: no alignment)")
+    for name, kind in {"weight": float, "constant_epochs": int, "decade_epochs": int}.items():
+        _check_type(f"sra.{name}", fields.get(name, 0), kind)
+    if not 0 <= fields["weight"] < math.inf:
+        raise InputError(f"sra.weight is {fields['weight']}, expected at least 0 (0: no alignment)")
+    schedule = WeightSchedule(
+        weight=fields.pop("weight"),
+        steps_per_epoch=max(steps_per_epoch, 1),
+        constant_epochs=fields.pop("constant_epochs", 0),
+        decade_epochs=fields.pop("decade_epochs", 0) or None,
+    )
     method = _build(SRAConfig, "sra", fields)
     return (method if schedule.weight > 0 else None), schedule
 
 
 def _build(cls: type, section: str, values: Mapping[str, Any]) -> Any:
-    """A dataclass from the values of a section, lists turned into tuples."""
-    fields = dataclasses.fields(cls)
-    required = [f.name for f in fields if f.default is dataclasses.MISSING]
-    _check_names(f"config section {section}", values, [f.name for f in fields], required)
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    """A dataclass from the values of a section, lists turned into tuples, types checked."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    required = [name for name, f in fields.items() if f.default is dataclasses.MISSING]
+    _check_names(f"config section {section}", values, fields, required)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name, value in values.items():
+        _check_type(f"{section}.{name}", value, fields[name].type)
+    return cls(**values)
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Raises InputError unless `value` is of `kind`: int, float, str, bool, or a tuple of them."""
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        if not isinstance(value, tuple) or len(value) != len(kinds):
+            raise InputError(f"{name} is {value!r}, expected {len(kinds)} values")
+        for part, part_kind in zip(value, kinds, strict=True):
+            _check_type(name, part, part_kind)
+        return
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{name} is {value!r}, expected {kind.__name__}")
 
 
 def _check_names(what: str, given: Mapping[str, Any], known, required) -> None:
+    if not isinstance(given, Mapping):
+        raise InputError(f"{what} is {given!r}, expected named fields")
     for name in given:
         expect_one_of(f"field of {what}", name, known)
     if missing := [name for name in required if name not in given]:

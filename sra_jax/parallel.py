@@ -196,8 +196,12 @@ def start_processes(
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given) and None in given:
         raise InputError("give all of --coordinator=HOST:PORT, --num_processes and --process_id")
-    if coordinator is not None and process_id > 0:
-        _await_coordinator(coordinator, process_id)
+    if coordinator is not None:
+        host, port = _host_and_port(coordinator)
+        if not 0 <= process_id < num_processes:
+            raise InputError(f"--process_id is {process_id}, expected 0 to {num_processes - 1}")
+        if process_id > 0:
+            _await_coordinator(host, port, process_id)
     try:
         jax.distributed.initialize(
             *given,
@@ -210,18 +214,22 @@ def start_processes(
         _log.debug("one process: %s", error)  # JAX found no cluster
 
 
-def _await_coordinator(address: str, process_id: int) -> None:
-    """Returns once somebody listens at "host:port": JAX would abort without a word of its own."""
+def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(f"--coordinator is {address!r}, expected HOST:PORT of process 0")
+    return host, int(port)
+
+
+def _await_coordinator(host: str, port: int, process_id: int) -> None:
+    """Returns once somebody listens there: JAX would abort without a word of its own."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
             return
         time.sleep(0.5)
     raise InputError(
-        f"process {process_id} got no answer from the coordinator {address} within "
+        f"process {process_id} got no answer from the coordinator {host}:{port} within "
         f"{CONNECT_SECONDS} s; start process 0 there, and check host and port"
     )
 

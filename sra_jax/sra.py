@@ -64,6 +64,13 @@ class WeightSchedule:
     constant_epochs: int = 0
     decade_epochs: int | None = None
 
+    def __post_init__(self):
+        if self.constant_epochs < 0 or (self.decade_epochs is not None and self.decade_epochs < 1):
+            raise InputError(
+                f"sra.constant_epochs is {self.constant_epochs} and sra.decade_epochs "
+                f"{self.decade_epochs}, expected positive numbers of epochs"
+            )
+
     def __call__(self, step: jax.Array) -> jax.Array:
         if self.decade_epochs is None:
             return jnp.float32(self.weight)

@@ -4,7 +4,7 @@ Run the same command again and it goes on from the last checkpoint, after whatev
 
   python -m sra_jax.train --config=configs/digits.py --workdir=runs/digits
   python -m sra_jax.train --config=configs/sit_sra.py:XL/2,recipe=cosine --workdir=gs://bucket/xl \\
-      --config.data.path=gs://bucket/latents --config.mesh.fsdp=16
+      --config.data.path=/mnt/latents --config.mesh.fsdp=16
 """
 
 from absl import flags

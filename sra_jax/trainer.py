@@ -51,7 +51,8 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
     with StopSignals() as stop:
         mesh = make_mesh(experiment.mesh)
         check_batch(experiment.train.batch_size, experiment.train.microbatches, mesh)
-        directory = epath.Path(workdir)
+        directory = workdirs.open_directory(workdir)
+        workdirs.prepare(directory)
         source = open_data(experiment.data, directory)
         program = make_program(experiment, source.spec, mesh)
         with workdirs.claimed(directory):

@@ -56,6 +56,39 @@ class TrainedModel(NamedTuple):
     step: int
 
 
+def open_directory(workdir: str) -> epath.Path:
+    """The directory of a run, local or in a bucket; it need not exist.
+
+    Raises:
+      InputError: a bucket, and what reads buckets is not installed.
+    """
+    try:
+        path = epath.Path(workdir)
+        path.exists()
+    except ImportError as error:
+        raise InputError(f"cannot open {workdir}: {error} (pip install gcsfs for gs://)") from None
+    return path
+
+
+def prepare(workdir: epath.Path) -> None:
+    """Makes the directory of a run, and what a run writes to in it.
+
+    Raises:
+      InputError: it cannot be made, or not written to.
+    """
+    try:
+        for name in ("checkpoints", "tensorboard"):
+            (workdir / name).mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the workdir {workdir} ({error.strerror or error}); choose another "
+            "--workdir, or remove what is in the way"
+        ) from None
+
+
 @contextlib.contextmanager
 def claimed(workdir: epath.Path) -> Iterator[None]:
     """Keeps other runs out of a local workdir while entered.
@@ -66,7 +99,6 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
     if "://" in os.fspath(workdir) or jax.process_index() > 0:  # object stores have no locks
         yield
         return
-    workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,7 +161,7 @@ def read(workdir: epath.Path) -> SavedRun:
                 f"{path} has format {version}, expected {FORMAT_VERSION}: update sra_jax"
             )
         return SavedRun(saved["config"], LatentSpec(**saved["data"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
@@ -144,8 +176,7 @@ def load_model(
       InputError: no run, no checkpoint, or unknown weights.
     """
     expect_one_of("weights", weights, ("ema", "student"))
-    directory = epath.Path(workdir)
-    saved = read(directory)
+    saved = read(open_directory(workdir))
     experiment = Experiment.from_dict(saved.config)
     model = DiffusionTransformer(experiment.transformer(platform or jax.default_backend()))
     name = {"ema": "ema", "student": "params"}[weights]

@@ -17,7 +17,7 @@ class Process(Protocol):
     """The kind of transformer whose output this process reads ("sit" or "dit")."""
 
     solvers: ClassVar[tuple[str, ...]]
-    """Names of the solvers that can sample it, the default first."""
+    """Names of the solvers that can sample it."""
 
     def draw_time(self, key: jax.Array, batch: int) -> jax.Array:
         """Training times [batch]."""

@@ -28,8 +28,6 @@ class OptimizerConfig:
 
     def __post_init__(self):
         expect_one_of("optimizer moment_dtype", self.moment_dtype, ("float32", "bfloat16"))
-        if math.isinf(self.learning_rate):
-            raise InputError("optimizer learning_rate is inf, expected a finite number above 0")
         for name in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"optimizer {name} is {getattr(self, name)}, expected above 0")
@@ -38,6 +36,9 @@ class OptimizerConfig:
                 raise InputError(f"optimizer {name} is {getattr(self, name)}, expected in [0, 1)")
         if not self.weight_decay >= 0:
             raise InputError(f"optimizer weight_decay is {self.weight_decay}, expected at least 0")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"optimizer {name} is {value}, expected a finite number")
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

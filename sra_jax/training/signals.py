@@ -4,6 +4,7 @@ Several processes must stop at the same step: there JAX's preemption service hea
 any of them, and names the step for all.
 """
 
+import logging
 import os
 import signal
 from types import FrameType
@@ -13,6 +14,8 @@ from jax.experimental import multihost_utils
 
 PREEMPTED = 75  # exit code after SIGTERM: saved, run the same command again (EX_TEMPFAIL)
 INTERRUPTED = 130  # exit code after Ctrl-C: saved too
+
+_log = logging.getLogger(__name__)
 
 
 class StopSignals:
@@ -54,5 +57,8 @@ class StopSignals:
         if self._received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
+        _log.warning(
+            "%s: saving after this step; a second Ctrl-C stops at once", self._received.name
+        )
         if self._together:
             os.kill(os.getpid(), signal.SIGTERM)  # to tell the others
