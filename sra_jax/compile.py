@@ -41,17 +41,17 @@ _SAMPLER_BATCH = flags.DEFINE_integer("sampler_batch", 256, "Images it draws at 
 
 def main() -> None:
     """Compiles as the flags say."""
-    from sra_jax import dry_run  # imports jax, which reads the environment
+    from sra_jax import compiler  # imports jax, which reads the environment
 
     config = command.config_dict(_CONFIG)
     if _SWEEP.value and _SAMPLER.value:
         raise InputError("--sweep tries train steps; leave out --sampler or --sweep")
     if _SWEEP.value:
-        dry_run.sweep(config, _TOPOLOGY.value)
+        compiler.sweep(config, _TOPOLOGY.value)
     elif _SAMPLER.value:
-        dry_run.sampler(config, _TOPOLOGY.value, _SAMPLER_BATCH.value)
+        compiler.sampler(config, _TOPOLOGY.value, _SAMPLER_BATCH.value)
     else:
-        dry_run.train_step(config, _TOPOLOGY.value)
+        compiler.train_step(config, _TOPOLOGY.value)
 
 
 if __name__ == "__main__":

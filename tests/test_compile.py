@@ -12,7 +12,7 @@ import pytest
 from commands import REPOSITORY, environment, run
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sra_jax.dry_run import slice_devices
+from sra_jax.compiler import slice_devices
 from sra_jax.errors import InputError
 from sra_jax.forecast import Fits, Refused, Roofline, make_roofline, parse_refusal, rank
 from sra_jax.hardware import CHIPS, GIB, check_topology
@@ -265,7 +265,7 @@ def test_all_topologies_are_known_to_libtpu():
 import os
 from sra_jax.compile import ENVIRONMENT
 os.environ.update(ENVIRONMENT)
-from sra_jax.dry_run import slice_devices
+from sra_jax.compiler import slice_devices
 from sra_jax.hardware import SLICES, chip_of
 for family, sizes in SLICES.items():
     for size in sizes:
