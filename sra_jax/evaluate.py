@@ -20,7 +20,7 @@ from sra_jax.evaluator import EvaluateRequest, evaluate
 
 _SAMPLES = flags.DEFINE_string("samples", None, "Images to measure.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run to draw them from, with its EMA weights.")
-_NUM = flags.DEFINE_integer("num", 50_000, "How many to draw from --workdir.")
+_NUM = flags.DEFINE_integer("num", None, "How many to draw from --workdir; 50,000 if not given.")
 _VAE = flags.DEFINE_string("vae", None, "Folder of the VAE's weights, for latents of codec sd_vae.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Real images, or their statistics.")
 _METRICS = flags.DEFINE_string("metrics", None, "Some of fid,sfid,is,pr; all if not given.")

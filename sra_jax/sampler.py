@@ -11,19 +11,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 from PIL import Image
 
 from sra_jax import workdir as workdirs
 from sra_jax.codecs import Codec, codec_from_name
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, RunError
 from sra_jax.experiment import Experiment
+from sra_jax.outputs import writable_directory, writable_file
 from sra_jax.sampling.generate import choose_labels, make_sampler, sample_chunks
 from sra_jax.sampling.grid import MAX_IMAGES, save_grid
 from sra_jax.sampling.parts import PartStore, share
 from sra_jax.training.reporting import format_seconds
 
+MAX_IMAGES_DRAWN = 10**8
 PROGRESS_SECONDS = 5.0
 DECODE_BATCH = 16  # a VAE needs some 200 MB for each image of 256 pixels
 
@@ -57,18 +58,23 @@ def sample(request: SampleRequest) -> None:
 
     Raises:
       InputError: something about the request or the workdir is wrong; nothing was done.
+      RunError: the model draws what is no image.
     """
-    saved = workdirs.read(epath.Path(request.workdir))
+    request = dataclasses.replace(request, chunk=min(request.chunk, request.num))
+    saved = workdirs.read(workdirs.open_directory(request.workdir))
     experiment = _with_overrides(Experiment.from_dict(saved.config), request)
     experiment.solver_steps(), experiment.guidance()  # refuse what cannot be before anything else
     labels = _labels(request, saved.data.num_classes)
-    out, grid = _writable(request.out, ".npz"), _writable(request.grid, ".png")
+    out = writable_file(request.out, ".npz")
+    grid = None if request.grid is None else writable_file(request.grid, ".png")
+    png_dir = None if request.png_dir is None else writable_directory(request.png_dir)
     codec = codec_from_name(saved.data.codec, saved.data.scale, saved.data.shift, request.vae)
     codec.decode(np.zeros((1, *saved.data.latent_shape), np.float32))  # refuses what does not fit
 
     trained = workdirs.load_model(request.workdir, request.weights, request.step)
     _log.info("sampling with the %s weights of step %s", request.weights, f"{trained.step:,}")
-    parts = PartStore(out, _identity(request, experiment, trained.step))
+    identity = _identity(request, experiment, trained.step)
+    parts = PartStore(out, identity, alone=jax.process_index() == 0)
     _draw(request, experiment, trained, codec, labels, parts)
     multihost_utils.sync_global_devices("all chunks are drawn")
     if jax.process_index() > 0:
@@ -76,11 +82,22 @@ def sample(request: SampleRequest) -> None:
     if grid:
         save_grid(grid, np.concatenate(list(parts.images(min(request.num, MAX_IMAGES)))))
         _log.info("picture: %s", grid)
-    if request.png_dir:
-        _write_pngs(Path(request.png_dir), parts.images(request.num), labels)
-        _log.info("pictures: %s", request.png_dir)
+    if png_dir:
+        _write_pngs(png_dir, parts.images(request.num), labels)
+        _log.info("pictures: %s", png_dir)
     parts.merge(labels)
     _log.info("images: %s", out)
+
+
+def expect_finite(latents: jax.Array, chunk: int) -> np.ndarray:
+    """The latents of a chunk, on the host. Raises RunError if they would decode to no image."""
+    latents = np.asarray(latents)
+    if not np.isfinite(latents).all():
+        raise RunError(
+            f"the latents of chunk {chunk} are not finite; lower --guidance of sra_jax.sample, or "
+            "take another checkpoint"
+        )
+    return latents
 
 
 def _draw(
@@ -94,19 +111,21 @@ def _draw(
     """Samples, decodes and stores this process's share of the chunks that are missing."""
     steps, guidance = experiment.solver_steps(), experiment.guidance()
     sampler = make_sampler(trained.model, experiment.process, steps, guidance)
-    missing = parts.missing(_chunks(request))
-    if len(missing) < _chunks(request):
-        _log.info(
-            "%s of %s chunks are there already", _chunks(request) - len(missing), _chunks(request)
-        )
-    mine = share(missing, jax.process_index(), jax.process_count())
+    count = _chunks(request)
+    missing = set(parts.missing(count))
+    if len(missing) < count:
+        _log.info("%s of %s chunks are there already", count - len(missing), count)
+    # Shared out first: what is missing changes while the others draw.
+    mine = share(range(count), jax.process_index(), jax.process_count())
+    mine = [number for number in mine if number in missing]
     began = told = time.perf_counter()
     chunks = sample_chunks(
         sampler, trained.params, labels, request.seed, request.chunk, mine, jax.local_devices()
     )
     for done, (number, latents) in enumerate(chunks, start=1):
+        latents = expect_finite(latents, number)
         images = [
-            codec.decode(np.asarray(latents[i : i + DECODE_BATCH]))
+            codec.decode(latents[i : i + DECODE_BATCH])
             for i in range(0, request.chunk, DECODE_BATCH)
         ]
         parts.save(number, np.concatenate(images))
@@ -161,26 +180,14 @@ def _parse_interval(text: str) -> tuple[float, float]:
 def _labels(request: SampleRequest, num_classes: int) -> np.ndarray:
     if request.num < 1 or request.chunk < 1:
         raise InputError(f"num {request.num} and chunk {request.chunk} must be at least 1")
+    if request.num > MAX_IMAGES_DRAWN:
+        raise InputError(f"num is {request.num}, expected at most {MAX_IMAGES_DRAWN}; draw fewer")
     if not 0 <= request.seed < 2**32:
         raise InputError(f"seed is {request.seed}, expected in [0, 2**32)")
     return choose_labels(request.labels, request.num, num_classes, request.seed)
 
 
-def _writable(path: str | None, end: str) -> Path | None:
-    """The path, its directory made; refuses another ending before anything expensive starts."""
-    if path is None:
-        return None
-    if not path.endswith(end):
-        raise InputError(f"{path!r} does not end in {end}")
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    return Path(path)
-
-
 def _write_pngs(directory: Path, chunks: Iterator[np.ndarray], labels: np.ndarray) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     images = itertools.chain.from_iterable(chunks)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         picture = image[..., 0] if image.shape[-1] == 1 else image

@@ -95,7 +95,7 @@ class NpzImages:
             with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
                 header = _read_header(file)
         except BROKEN as error:
-            raise InputError(f"{path} is not an .npz with {IMAGES} ({_line(error)})") from None
+            raise InputError(f"{path} is not an .npz with {IMAGES} ({first_line(error)})") from None
         if header.fortran_order:
             raise InputError(f"{path} holds {IMAGES} in Fortran order; save it in C order")
         _check(str(path), header.dtype, header.shape)
@@ -112,7 +112,9 @@ class NpzImages:
                     data = file.read(math.prod(shape))
                     yield _in_colour(np.frombuffer(data, np.uint8).reshape(shape))
         except BROKEN as error:
-            raise InputError(f"{self._path} is damaged ({_line(error)}); write it again") from None
+            raise InputError(
+                f"{self._path} is damaged ({first_line(error)}); write it again"
+            ) from None
 
 
 class FolderImages:
@@ -152,6 +154,11 @@ def describe_size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape[:2]))
 
 
+def first_line(error: Exception) -> str:
+    """What `error` says, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class _Header(NamedTuple):
     shape: tuple[int, ...]
     fortran_order: bool
@@ -177,7 +184,3 @@ def _check(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
 
 def _in_colour(images: np.ndarray) -> np.ndarray:
     return np.broadcast_to(images, (*images.shape[:3], 3))
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -17,7 +17,14 @@ import numpy as np
 
 from sra_jax.errors import InputError
 from sra_jax.evaluation.extraction import extract
-from sra_jax.evaluation.images import BROKEN, IMAGES, ImageSet, NpzImages, open_images
+from sra_jax.evaluation.images import (
+    BROKEN,
+    IMAGES,
+    ImageSet,
+    NpzImages,
+    first_line,
+    open_images,
+)
 from sra_jax.evaluation.inception import POOL_WIDTH, SPATIAL_WIDTH
 from sra_jax.evaluation.statistics import Gaussian
 from sra_jax.evaluation.suite import Summary, summarise
@@ -62,7 +69,7 @@ def open_reference(path: str, metrics: Collection[str]) -> Reference:
     except InputError:
         raise
     except BROKEN as error:
-        raise InputError(f"{path} is damaged or holds objects ({error})") from None
+        raise InputError(f"{path} is damaged or holds objects ({first_line(error)})") from None
     left = "pr" in metrics and summary.points is None
     return Reference(
         path, summary, images if left else None, images.resolution if images else resolution

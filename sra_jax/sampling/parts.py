@@ -1,43 +1,60 @@
 """Samples on disk while they are being drawn: one file a chunk, so that nothing is drawn twice."""
 
+import fcntl
 import json
+import math
 import os
 import shutil
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from sra_jax.errors import InputError
 
+LOCK_FILE = "lock"
 REQUEST_FILE = "request.json"
 
 
 class PartStore:
     """Finished chunks of images beside the file that they will become, `out`.parts.
 
+    Where `alone`, no other such store opens until this one has merged or is gone. Of the processes
+    that draw together, one asks for that.
+
     Raises:
-      InputError: the chunks there belong to another `request`.
+      InputError: the chunks there belong to another `request`, another process draws them, or they
+        cannot be kept there.
     """
 
-    def __init__(self, out: Path, request: Mapping[str, Any]):
+    def __init__(self, out: Path, request: Mapping[str, Any], alone: bool = True):
         self._out = out
         self._directory = out.with_name(f"{out.name}.parts")
-        self._directory.mkdir(parents=True, exist_ok=True)
-        path, text = self._directory / REQUEST_FILE, json.dumps(request, sort_keys=True)
-        if not path.exists():
-            _write(path, lambda file: file.write(text.encode()))
-        elif path.read_text() != text:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self._directory / LOCK_FILE) if alone else None
+            path, text = self._directory / REQUEST_FILE, json.dumps(request, sort_keys=True)
+            if not path.exists():
+                _write(path, lambda file: file.write(text.encode()))
+            same = path.read_bytes() == text.encode()
+        except OSError as error:
+            raise InputError(
+                f"cannot keep parts in {self._directory}: {error.strerror or error}; remove it, or "
+                "choose another --out"
+            ) from None
+        if not same:
+            self._unlock()
             raise InputError(
                 f"{self._directory} holds parts of another request; repeat that one, remove the "
                 "directory, or choose another --out"
             )
 
     def missing(self, count: int) -> list[int]:
-        """Which of the chunks 0 to `count` - 1 are not there yet."""
-        return [number for number in range(count) if not self._path(number).exists()]
+        """Which of the chunks 0 to `count` - 1 are not there yet, or are damaged."""
+        return [number for number in range(count) if not _is_whole(self._path(number))]
 
     def save(self, number: int, images: np.ndarray) -> None:
         """Stores chunk `number`, whole or not at all."""
@@ -56,16 +73,23 @@ class PartStore:
         beside `labels` [N]; then removes the chunks. Holds one of them in memory at a time."""
         shape = (len(labels), *next(self.images(1)).shape[1:])
         scratch = self._out.with_name(f".{self._out.name}.tmp")
-        with zipfile.ZipFile(scratch, "w", allowZip64=True) as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for chunk in self.images(len(labels)):
-                    file.write(chunk.tobytes())
-            with archive.open("labels.npy", "w") as file:
-                np.save(file, labels, allow_pickle=False)
+        with open(scratch, "wb") as whole:
+            with zipfile.ZipFile(whole, "w", allowZip64=True) as archive:
+                with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for chunk in self.images(len(labels)):
+                        file.write(chunk.tobytes())
+                with archive.open("labels.npy", "w") as file:
+                    np.save(file, labels, allow_pickle=False)
+            _flush(whole)
         os.replace(scratch, self._out)
+        self._unlock()
         shutil.rmtree(self._directory)
+
+    def _unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:06d}.npy"
@@ -80,4 +104,38 @@ def _write(path: Path, write) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(scratch, "wb") as file:
         write(file)
+        _flush(file)
     os.replace(scratch, path)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there are images uint8 [B, H, W, C] at `path`, and nothing cut off."""
+    try:
+        with open(path, "rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return False
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            size = file.tell() + math.prod(shape)
+            return dtype == np.uint8 and len(shape) == 4 and os.fstat(file.fileno()).st_size == size
+    except (OSError, ValueError, EOFError, tokenize.TokenError):
+        return False
+
+
+def _lock(path: Path) -> BinaryIO:
+    """An open file that no other process locks until it is closed, be it by the process's end."""
+    file = open(path, "wb")  # noqa: SIM115 - the store holds it open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(
+            f"another process draws into {path.parent}; wait for it, or choose another --out"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return file

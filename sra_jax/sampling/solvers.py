@@ -17,6 +17,8 @@ from sra_jax.processes import DDPM, Interpolant, Process
 from sra_jax.processes.ddpm import learned_range
 from sra_jax.sampling.guidance import Guidance
 
+MAX_STEPS = 100_000
+
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 Rule = Callable[[Process, Predict, jax.Array, jax.Array, Callable[[], jax.Array]], jax.Array]
 
@@ -72,13 +74,15 @@ def make_steps(process: Process, solver: str, steps: int | tuple[int, ...]) -> l
 
 
 def parse_steps(text: str) -> int | tuple[int, ...]:
-    """ "250" -> 250, "10,20" -> (10, 20). Raises InputError for anything else."""
+    """ "250" -> 250, "10,20" -> (10, 20). Raises InputError for anything else, or too many."""
     try:
         counts = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(
             f"steps is {text!r}, expected a number, or for DiT numbers joined by commas"
         ) from None
+    if max(counts) > MAX_STEPS:
+        raise InputError(f"steps is {text}, expected at most {MAX_STEPS}; take fewer")
     return counts[0] if len(counts) == 1 else counts
 
 

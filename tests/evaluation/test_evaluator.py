@@ -198,6 +198,36 @@ def test_what_cannot_be_is_refused(sets, tmp_path):
         evaluate(EvaluateRequest(reference=real, samples=str(tmp_path)))
 
 
+def test_what_pixels_cannot_measure_is_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 4, 4, 1), np.uint8), np.arange(20) % 2
+
+    def write(name, images=images, labels=labels):
+        path = str(tmp_path / f"{name}.npz")
+        np.savez(path, arr_0=images, labels=labels)
+        return path
+
+    good = write("good")
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, images)
+    for request, message in (
+        ({"reference": write("one", labels=0 * labels)}, "one.npz holds images of class 0 alone"),
+        ({"reference": write("black", 0 * images)}, "black.npz holds 20 images, .* not all alike"),
+        ({"reference": write("few", images[:3], labels[:3])}, "few.npz holds 3 images, .* least 4"),
+        ({"samples": f"{tmp_path}/array.npz"}, r"array.npz is not an .npz .*\(it is a .npy"),
+        ({"samples": write("floats", labels=labels / 2)}, "labels float64, expected integers"),
+        ({"samples": write("words", labels=labels.astype(str))}, "labels <U21, expected integers"),
+        ({"samples": write("more", labels=labels + 1)}, "more.npz holds label 2, which .*good.npz"),
+        ({"num": 5}, "--num=5 needs --workdir"),
+        ({"vae": "x"}, "--vae=x needs --workdir"),
+        ({"reference": ""}, "--reference is empty"),
+        ({"save_reference": ""}, "--save_reference= needs --inception"),
+    ):
+        with pytest.raises(InputError, match=message) as refusal:
+            evaluate(EvaluateRequest(**{"samples": good, "reference": good} | request))
+        assert "\n" not in str(refusal.value)
+
+
 def train_digits(workdir):
     """Two steps of a tiny model."""
     path = REPOSITORY / "configs" / "digits.py"

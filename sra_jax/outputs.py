@@ -1,0 +1,58 @@
+"""Places to write results to, refused before anything expensive starts rather than after it."""
+
+import uuid
+from pathlib import Path
+
+from sra_jax.errors import InputError
+
+
+def writable_file(path: str, ending: str) -> Path:
+    """`path`, for a file that can be written beside and renamed; makes its directory.
+
+    Raises:
+      InputError: it has another ending than `ending`, is a directory, or cannot be written.
+    """
+    _expect_local(path)
+    if not path.endswith(ending):
+        raise InputError(f"{path!r} does not end in {ending}; name a file that does")
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise InputError(f"cannot write {path}: it is a directory; name a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _try_to_write(target.parent, target.name)
+    except OSError as error:
+        raise _refusal(path, error) from None
+    return target
+
+
+def writable_directory(path: str) -> Path:
+    """`path`, a directory that files can be written to; makes it. Raises InputError otherwise."""
+    _expect_local(path)
+    if not path:
+        raise InputError("the directory to write to is '' (empty); name one, or leave its flag out")
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _try_to_write(directory, "file")
+    except OSError as error:
+        raise _refusal(path, error) from None
+    return directory
+
+
+def _expect_local(path: str) -> None:
+    if "://" in path:
+        raise InputError(
+            f"cannot write {path}: expected a local path; write to one, and copy it there "
+            "afterwards"
+        )
+
+
+def _try_to_write(directory: Path, name: str) -> None:
+    scratch = directory / f".{name}.{uuid.uuid4().hex[:8]}.tmp"  # other processes try as well
+    scratch.touch()
+    scratch.unlink()
+
+
+def _refusal(path: str, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror or error}; choose another place")

@@ -1,0 +1,110 @@
+"""Parts survive a kill, and nothing else passes for them."""
+
+import numpy as np
+import pytest
+
+from sra_jax.errors import InputError, RunError
+from sra_jax.outputs import writable_directory, writable_file
+from sra_jax.sampler import SampleRequest, _labels, expect_finite
+from sra_jax.sampling.parts import PartStore
+from sra_jax.sampling.solvers import parse_steps
+
+REQUEST = {"num": 10, "seed": 0}
+CHUNK = 4
+
+
+def draw(number):
+    return np.random.default_rng(number).integers(0, 256, (CHUNK, 2, 2, 1), np.uint8)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.npz"
+
+
+def refusal(kind, message, call, *arguments):
+    with pytest.raises(kind, match=message) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 5, 40, 130, 143, 145])
+def test_a_part_of_another_size_is_drawn_again(out, size):
+    store = PartStore(out, REQUEST)
+    for number in range(3):
+        store.save(number, draw(number))
+    assert store.missing(4) == [3]
+    path = out.with_name("out.npz.parts") / "000001.npy"
+    assert path.stat().st_size == 144
+    path.write_bytes(path.read_bytes().ljust(size, b"\0")[:size])
+    assert store.missing(3) == [1]
+    store.save(1, draw(1))
+    assert store.missing(3) == []
+    store.merge(np.arange(10))
+    assert [path.name for path in out.parent.iterdir()] == ["out.npz"]
+    with np.load(out) as arrays:
+        images = np.concatenate([draw(number) for number in range(3)])[:10]
+        np.testing.assert_array_equal(arrays["arr_0"], images)
+        np.testing.assert_array_equal(arrays["labels"], np.arange(10))
+
+
+def test_a_part_of_another_form_is_drawn_again(out):
+    store = PartStore(out, REQUEST)
+    store.save(0, draw(0).astype(np.float32))
+    store.save(1, draw(1)[0])
+    assert store.missing(2) == [0, 1]
+
+
+def test_one_process_at_a_time_draws(out):
+    store = PartStore(out, REQUEST)
+    refusal(InputError, "another process draws into .*out.npz.parts; wait", PartStore, out, REQUEST)
+    PartStore(out, REQUEST, alone=False)  # one of those that draw together
+    store.save(0, draw(0))
+    del store  # as the end of a process does
+    assert PartStore(out, REQUEST).missing(2) == [1]
+
+
+def test_parts_of_another_request_are_refused(out):
+    PartStore(out, REQUEST)
+    for _ in range(2):  # a refusal leaves no lock behind
+        refusal(InputError, "another request; repeat", PartStore, out, REQUEST | {"seed": 1})
+    PartStore(out, REQUEST)
+
+
+def test_a_file_in_the_way_of_parts_is_refused(out):
+    out.with_name("out.npz.parts").touch()
+    refusal(InputError, "cannot keep parts in .*; remove it", PartStore, out, REQUEST)
+
+
+def test_places_to_write_to(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.npz").mkdir()
+    for path, message in (
+        ("gs://bucket/x.npz", "copy it there afterwards"),
+        ("x.png", "'x.png' does not end in .npz"),
+        ("", "'' does not end in .npz"),
+        (f"{tmp_path}/folder.npz", "is a directory"),
+        (f"{tmp_path}/file/x.npz", "cannot write .*file/x.npz"),
+        (f"{tmp_path}/{'x' * 300}.npz", "cannot write .*too long"),
+    ):
+        refusal(InputError, message, writable_file, path, ".npz")
+    for path, message in (("", "empty"), ("gs://x", "copy"), (f"{tmp_path}/file", "cannot write")):
+        refusal(InputError, message, writable_directory, path)
+    assert writable_file(f"{tmp_path}/a/x.npz", ".npz") == tmp_path / "a" / "x.npz"
+    assert writable_directory(f"{tmp_path}/a/b") == tmp_path / "a" / "b"
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b"]
+
+
+def test_what_is_too_much_is_refused():
+    request = SampleRequest("run", "out.npz", num=10**8 + 1)
+    refusal(InputError, "num is 100000001, expected at most", _labels, request, 10)
+    assert parse_steps("100000") == 100_000
+    refusal(InputError, "steps is 100001, expected at most 100000", parse_steps, "100001")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_latents_that_are_no_numbers_are_refused(wrong):
+    latents = np.zeros((2, 4, 4, 1), np.float32)
+    np.testing.assert_array_equal(expect_finite(latents, 0), latents)
+    latents[1, 2, 3, 0] = wrong
+    refusal(RunError, "chunk 7 are not finite; lower --guidance", expect_finite, latents, 7)
