@@ -52,8 +52,8 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
         mesh = make_mesh(experiment.mesh)
         check_batch(experiment.train.batch_size, experiment.train.microbatches, mesh)
         directory = workdirs.open_directory(workdir)
-        workdirs.prepare(directory)
         source = open_data(experiment.data, directory)
+        workdirs.prepare(directory)
         program = make_program(experiment, source.spec, mesh)
         with workdirs.claimed(directory):
             workdirs.remember(directory, config, source.spec)
@@ -69,6 +69,7 @@ def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
     """
     path = data.path
     if path == EMBEDDED_DIGITS:
+        workdirs.prepare(workdir)
         path = workdir / "data"
         ensure_digits(path)
     source = open_latents(path)
