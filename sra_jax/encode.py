@@ -24,7 +24,11 @@ _SOURCE = flags.DEFINE_string("source", None, "Where the images, or latents, com
 _OUT = flags.DEFINE_string("out", None, "Directory of the data set to write.")
 _CODEC = flags.DEFINE_string("codec", None, "sd_vae (the default) or pixels.")
 _VAE = flags.DEFINE_string("vae", None, "Folder of the VAE's weights, for sd_vae.")
-_RESOLUTION = flags.DEFINE_integer("resolution", None, "Side of the crops: 256 (default) or 512.")
+_RESOLUTION = flags.DEFINE_integer(
+    "resolution",
+    None,
+    "Side of the crops, a multiple of the codec's downsampling: 256 (the default), 512, ...",
+)
 _FLIP = flags.DEFINE_bool("flip", False, "Store each image mirrored too, as a further record.")
 _SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave bad images out, and list them.")
 _DTYPE = flags.DEFINE_string("dtype", "float16", "Of the stored latents: float16 or float32.")

@@ -30,6 +30,7 @@ from sra_jax.training.reporting import format_seconds
 from sra_jax.training.signals import INTERRUPTED, PREEMPTED
 
 DEFAULT_RESOLUTION = 256
+MAX_RESOLUTION = 8192
 PROGRESS_SECONDS = 5.0
 
 # What one device encodes at a time: as many pixels as fit into 16 GB, on a CPU as do not take
@@ -104,14 +105,16 @@ def open_producer(request: EncodeRequest) -> Producer:
     """What gives the records that `request` asks for.
 
     Raises:
-      InputError: there is no such source, codec or weights, or they do not fit together.
+      InputError: there is no such source, codec or weights, or they do not fit together; or the
+        data set would be written into its own source.
     """
+    _check_out(request)
     if not request.source.startswith(NPY_PREFIX):
         source = open_source(request.source, request.data_dir)
         codec = codec_from_name(request.codec or SDVAECodec.name, vae=request.vae)
         return ImageLatents(source, codec, request)
     for name in ("vae", "resolution", "flip", "data_dir"):
-        if getattr(request, name):
+        if (given := getattr(request, name)) is not None and given is not False:
             raise InputError(f"--{name} is for images, but {request.source} is encoded already")
     if request.codec not in (None, SDVAECodec.name):
         raise InputError(f"{NPY_PREFIX}FOLDER holds latents of sd_vae, not of {request.codec}")
@@ -269,13 +272,27 @@ def _write_and_finish(job: EncodingJob, process: int, count: int) -> None:
         shards.await_finish()
 
 
+def _check_out(request: EncodeRequest) -> None:
+    """Raises InputError if what is written would be found among what is read."""
+    source = request.source.removeprefix(NPY_PREFIX)
+    if not os.path.isdir(source):
+        return
+    if Path(os.path.realpath(request.out)).is_relative_to(os.path.realpath(source)):
+        raise InputError(
+            f"--out={request.out} lies in the source {source}, expected a place outside of it; "
+            "choose another --out"
+        )
+
+
 def _check_resolution(resolution: int | None, codec: Codec) -> int:
     """The resolution, or its default. Raises InputError if the codec cannot take it."""
     resolution = DEFAULT_RESOLUTION if resolution is None else resolution
-    if resolution < 1 or resolution % codec.downsampling:
+    if not 1 <= resolution <= MAX_RESOLUTION or resolution % codec.downsampling:
+        lowest = codec.downsampling
+        kind = f"a multiple of {lowest}" if lowest > 1 else "an integer"
         raise InputError(
-            f"resolution is {resolution}, expected a multiple of {codec.downsampling} such as 256 "
-            "or 512"
+            f"resolution is {resolution}, expected {kind} from {lowest} to {MAX_RESOLUTION}; give "
+            "--resolution=256 or 512, say"
         )
     return resolution
 

@@ -24,7 +24,7 @@ def ensure_digits(directory: str | os.PathLike) -> None:
     Several processes may call it at once; a killed call leaves nothing behind that opens.
 
     Raises:
-        InputError: `directory` holds something else.
+        InputError: `directory` holds something else, is damaged, or is not on a disk.
     """
     if holds_latents(directory):
         return

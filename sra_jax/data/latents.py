@@ -25,6 +25,7 @@ from sra_jax.data.spec import FORMAT_VERSION, LatentSpec
 from sra_jax.errors import InputError
 
 Batch = tuple[np.ndarray, np.ndarray]
+METADATA_FILE = "metadata.json"
 
 
 class LatentSource:
@@ -78,20 +79,31 @@ def open_latents(directory: str | os.PathLike) -> LatentSource:
     """Opens the latent data set at `directory`, every record file checked for completeness.
 
     Raises:
-        InputError: there is no such directory, it holds no records or records of another kind, it
-            was written by a newer version, or one of its files is missing or cut short.
+        InputError: there is no such directory, it is not on a disk, it holds no records or records
+            of another kind, it was written by a newer version, or one of its files is missing,
+            damaged or cut short.
     """
-    spec = read_spec(Path(directory))
-    builder = tfds.builder_from_directory(directory)
-    split = builder.info.splits["train"]
-    for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+    directory = _on_disk(directory)
+    spec = read_spec(directory)
+    try:
+        builder = tfds.builder_from_directory(directory)
+        split = builder.info.splits["train"]
+        shards = list(zip(split.filepaths, split.shard_lengths, strict=True))
+    except Exception as error:  # of a dozen kinds, of parsers and of TFDS
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise _damaged_info(directory, "dataset_info.json or features.json", reason) from error
+    for path, length in shards:
         _check_shard(path, length)
     return LatentSource(spec, builder)
 
 
 def holds_latents(directory: str | os.PathLike) -> bool:
-    """Whether a latent data set, of whatever version, is at `directory`; reads no record."""
-    return _metadata(Path(directory)) is not None
+    """Whether a latent data set, of whatever version, is at `directory`; reads no record.
+
+    Raises:
+        InputError: its metadata are damaged, or `directory` is no path on a disk.
+    """
+    return _metadata(_on_disk(directory)) is not None
 
 
 def write_latents(
@@ -109,9 +121,10 @@ def write_latents(
         The spec as stored.
 
     Raises:
-        InputError: `directory` is taken, a batch does not fit the spec, or a shard is empty.
+        InputError: `directory` is taken or not on a disk, a batch does not fit the spec, or a shard
+            is empty.
     """
-    directory = Path(directory)
+    directory = _on_disk(directory)
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise _taken(directory)
     prefix = f".{directory.name}.incomplete-"
@@ -204,15 +217,17 @@ def read_spec(directory: Path) -> LatentSpec:
         raise InputError(
             f"{directory} holds a data set, but not of latents; encode it with sra_jax.encode"
         )
-    if metadata["format_version"] > FORMAT_VERSION:
+    version = metadata["format_version"]
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise InputError(
-            f"{directory} has format version {metadata['format_version']}, expected at most "
-            f"{FORMAT_VERSION}; update sra_jax"
+            f"{directory} has format version {version}, expected at most {FORMAT_VERSION}; update "
+            "sra_jax"
         )
     try:
         return LatentSpec(**metadata)
-    except TypeError as error:
-        raise _damaged(directory / "metadata.json", str(error)) from error
+    except (TypeError, InputError) as error:
+        reason = str(error).partition(";")[0]
+        raise _damaged_info(directory, METADATA_FILE, reason) from error
 
 
 def tool_version() -> str:
@@ -299,11 +314,19 @@ def _checked(spec: LatentSpec, moments: np.ndarray, labels: np.ndarray) -> np.nd
 
 
 def _metadata(directory: Path) -> dict | None:
-    """The metadata of the latent data set at `directory`; None where there is none."""
+    """The metadata of the latent data set at `directory`; None where there is none.
+
+    Raises:
+        InputError: they are damaged.
+    """
     try:
-        metadata = json.loads((directory / "metadata.json").read_text())
-    except (OSError, ValueError):
+        metadata = json.loads((directory / METADATA_FILE).read_text())
+    except IsADirectoryError as error:
+        raise _damaged_info(directory, METADATA_FILE, "a directory") from error
+    except OSError:
         return None
+    except ValueError as error:
+        raise _damaged_info(directory, METADATA_FILE, str(error)) from error
     return metadata if isinstance(metadata, dict) and "format_version" in metadata else None
 
 
@@ -324,6 +347,24 @@ def _first_part(error: RuntimeError) -> str:
 
 def _damaged(path: os.PathLike, reason: str) -> InputError:
     return InputError(f"{path} is damaged ({reason}); copy it again or encode anew")
+
+
+def _damaged_info(directory: Path, name: str, reason: str) -> InputError:
+    """Of what describes the set: it cannot be read then, nor another be written in its place."""
+    return InputError(
+        f"{directory / name} is damaged ({reason}); remove {directory}, and copy it again or "
+        "encode anew"
+    )
+
+
+def _on_disk(directory: str | os.PathLike) -> Path:
+    """The path. Raises InputError for that of a bucket, which would be taken for a local folder."""
+    if "://" in os.fspath(directory):
+        raise InputError(
+            f"cannot use data at {directory}: data are read from a local or mounted disk: mount "
+            "the bucket, e.g. with gcsfuse, or copy it"
+        )
+    return Path(directory)
 
 
 def _taken(directory: Path) -> InputError:

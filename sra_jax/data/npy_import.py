@@ -20,7 +20,7 @@ import numpy as np
 from sra_jax.codecs.sd_vae import SDVAECodec, VAEConfig
 from sra_jax.data.latents import Batch
 from sra_jax.data.loading import BadItemError, Loader, digest
-from sra_jax.data.spec import LatentSpec
+from sra_jax.data.spec import MAX_CLASSES, LatentSpec
 from sra_jax.errors import InputError
 
 NPY_PREFIX = "npy:"
@@ -161,8 +161,11 @@ def _check_labels(path: Path, labels: dict[str, Any], found: set[str]) -> None:
             "move them"
         )
     for name, label in labels.items():
-        if not isinstance(label, int) or label < 0:
-            raise InputError(f"{path} has label {label!r} for {name}, expected an integer >= 0")
+        if not isinstance(label, int) or not 0 <= label < MAX_CLASSES:
+            raise InputError(
+                f"{path} has label {label!r} for {name}, expected an integer from 0 to "
+                f"{MAX_CLASSES - 1}; mend it"
+            )
 
 
 def _npy_names(folder: Path) -> Iterator[str]:

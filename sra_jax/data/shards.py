@@ -118,7 +118,7 @@ class ShardedSet:
         """Which of the shards `own` are still to be written; damaged ones are among them.
 
         Raises:
-            InputError: what was begun here is another set; names what differs.
+            InputError: what was begun here is another set, or damaged; names what differs.
         """
         self._settle_plan()
         return [index for index in own if not self._is_sound(index)]
@@ -224,7 +224,16 @@ class ShardedSet:
         if not path.exists():
             with self._writing(path):
                 _write_json(path, plan)
-        if differing := _differences(json.loads(path.read_text()), plan):
+        try:
+            begun = json.loads(path.read_text())
+            if not isinstance(begun, dict):
+                raise ValueError("not a plan")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot read {path} ({error}); remove {self.scratch}, and run the same command "
+                "again"
+            ) from error
+        if differing := _differences(begun, plan):
             raise InputError(
                 f"{self.scratch} holds the beginning of another data set: {differing}; finish that "
                 "one, remove it, or choose another --out"
@@ -250,7 +259,7 @@ class ShardedSet:
             report = json.loads(self._report(index).read_text())
             if _sha256_on_disk(self._shard(index)) == report["sha256"]:
                 return True
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         self._report(index).unlink(missing_ok=True)
         return False

@@ -14,6 +14,7 @@ from PIL import Image
 from sra_jax.data.crop import read_image
 from sra_jax.data.digits import load_digits
 from sra_jax.data.loading import BadItemError, digest
+from sra_jax.data.spec import MAX_CLASSES
 from sra_jax.errors import InputError
 
 EMBEDDED_DIGITS = "embedded:digits"
@@ -136,8 +137,13 @@ class ArraySource:
                 f"{what} holds labels {labels.dtype} of shape {labels.shape}, expected integers "
                 f"of at least 0, one for each of the {len(images)} images; mend or remove them"
             )
+        if (highest := int(labels.max())) >= MAX_CLASSES:
+            raise InputError(
+                f"{what} holds label {highest}, expected labels below {MAX_CLASSES}; renumber them "
+                "from 0 on"
+            )
         self._what, self._images, self._labels = what, images, labels
-        self.num_classes = int(labels.max()) + 1
+        self.num_classes = highest + 1
         self.identity = digest(str(images.shape).encode(), images[0].tobytes(), labels.tobytes())
 
     def __len__(self) -> int:
@@ -207,7 +213,13 @@ class TfdsSource:
 
 def _open_npz(path: Path) -> ArraySource:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise InputError(
+                f"{path} holds a single array, as an .npy does, expected an .npz; write it with "
+                "np.savez(PATH, images=IMAGES, labels=LABELS)"
+            )
+        with loaded as arrays:
             key = "images" if "images" in arrays else "arr_0"
             if key not in arrays:
                 raise InputError(

@@ -49,6 +49,22 @@ def test_processes_may_race(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
+def test_damaged_digits_are_told_from_a_foreign_directory(tmp_path):
+    ensure_digits(tmp_path / "digits")
+    (tmp_path / "digits/metadata.json").write_text("{")
+    with pytest.raises(
+        InputError, match=rf"metadata\.json is damaged .*; remove {tmp_path}/digits,"
+    ):
+        ensure_digits(tmp_path / "digits")
+
+
+def test_digits_are_not_written_to_a_bucket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="mount the bucket"):
+        ensure_digits("gs://bucket/digits")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_foreign_directory_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="exists already"):

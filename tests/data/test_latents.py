@@ -130,6 +130,36 @@ def test_directories_without_latents(tmp_path, written):
         open_latents(written[0])
 
 
+@pytest.mark.parametrize("text", ["{", "", "[]", "{}", "\0"])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
+def test_a_damaged_description_is_answered_in_one_line(written, name, text):
+    (written[0] / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name}.* is damaged|not of latents") as caught:
+        open_latents(written[0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"format_version": "2"}, {"latent_shape": 4}, {"num_classes": 2**40}, {"dtype": "int8"}],
+)
+def test_damaged_metadata_are_named_with_the_value(written, changes):
+    path = written[0] / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (value,) = changes.values()
+    with pytest.raises(InputError, match=rf"metadata\.json is damaged .*{value}.*; remove"):
+        open_latents(written[0])
+
+
+def test_buckets_are_refused_rather_than_taken_for_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"gs://bucket/set: .*mount the bucket.*or copy it"):
+        open_latents("gs://bucket/set")
+    with pytest.raises(InputError, match="gs://bucket/set"):
+        write_latents("gs://bucket/set", SPEC, [[make_batch(8)]])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_newer_format_is_refused(written):
     path = written[0] / "metadata.json"
     metadata = json.loads(path.read_text())

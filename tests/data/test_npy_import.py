@@ -74,6 +74,8 @@ def relabel(folder, change):
         (lambda f: relabel(f, lambda x: x.pop(NAMES[2])), f"has no label for {NAMES[2]}"),
         (lambda f: relabel(f, lambda x: x.update({NAMES[2]: -1})), "has label -1 for"),
         (lambda f: relabel(f, lambda x: x.update({NAMES[2]: "cat"})), "has label 'cat' for"),
+        (lambda f: relabel(f, lambda x: x.update({NAMES[2]: 2**40})), f"has label {2**40} for"),
+        (lambda f: relabel(f, lambda x: x.update({NAMES[2]: 2 * 10**9})), "from 0 to 999999"),
         (
             lambda f: np.save(f / NAMES[0], np.zeros((8, 8, 9))),
             r"shape \(8, 8, 9\), expected square",

@@ -239,6 +239,23 @@ def test_nothing_but_skipped_images_is_no_set(tmp_path):
     assert not shards.out.exists()
 
 
+def spoil_by_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda path: path.write_text("{"), lambda path: path.write_text("[]"), spoil_by_directory],
+)
+def test_a_damaged_plan_is_answered_with_what_to_remove(tmp_path, spoil):
+    shards = make(tmp_path / "set")
+    write(shards, own=())
+    spoil(shards.scratch / "plan.json")
+    with pytest.raises(InputError, match=rf"plan\.json .*; remove {shards.scratch}, and run"):
+        write(shards)
+
+
 def test_the_plan_says_what_is_being_written(tmp_path):
     shards = make(tmp_path / "set")
     write(shards, own=[])

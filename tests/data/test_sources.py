@@ -106,6 +106,7 @@ def test_an_npz_without_labels_is_one_class(tmp_path):
         ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"holds uint8 of shape \(0, 4, 4, 3\)"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.zeros(3, int)}, "holds labels"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, -1])}, "holds labels"),
+        ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8), "labels": np.array([2**40])}, "below 1000000"),
         ({"arr_0": np.array([{}])}, "cannot read .*set.npz"),
     ],
 )
@@ -120,6 +121,13 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     for name in ("set.npz", "none.npz"):
         with pytest.raises(InputError, match="cannot read"):
             open_source(str(tmp_path / name))
+
+
+def test_an_npy_renamed_is_refused(tmp_path):
+    with (tmp_path / "set.npz").open("wb") as file:
+        np.save(file, np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(InputError, match=r"set\.npz holds a single array.*np\.savez"):
+        open_source(str(tmp_path / "set.npz"))
 
 
 def test_the_embedded_digits():
