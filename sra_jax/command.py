@@ -14,12 +14,10 @@ from typing import Any
 
 from absl import flags
 
-from sra_jax.errors import InputError, RunError
+from sra_jax.errors import INTERRUPTED, PREEMPTED, InputError, RunError
 
 BAD_INPUT = 2
 FAILED = 1
-PREEMPTED = 75
-INTERRUPTED = 130
 _speaker = ""  # who is speaking, where there are several
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
 

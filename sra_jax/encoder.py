@@ -25,9 +25,8 @@ from sra_jax.data.npy_import import NPY_PREFIX, NpyLatents
 from sra_jax.data.shards import ShardedSet, record_bytes
 from sra_jax.data.sources import Source, open_source
 from sra_jax.data.spec import LatentSpec, describe
-from sra_jax.errors import InputError
+from sra_jax.errors import INTERRUPTED, PREEMPTED, InputError
 from sra_jax.training.reporting import format_seconds
-from sra_jax.training.signals import INTERRUPTED, PREEMPTED
 
 DEFAULT_RESOLUTION = 256
 MAX_RESOLUTION = 8192

@@ -1,7 +1,10 @@
-"""What a user did wrong, said in one line."""
+"""How a command ends other than well: what a user did wrong, in one line, and exit codes."""
 
 import difflib
 from collections.abc import Iterable
+
+PREEMPTED = 75  # exit code after SIGTERM: run the same command again (EX_TEMPFAIL)
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class InputError(ValueError):

@@ -12,8 +12,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-PREEMPTED = 75  # exit code after SIGTERM: saved, run the same command again (EX_TEMPFAIL)
-INTERRUPTED = 130  # exit code after Ctrl-C: saved too
+from sra_jax.errors import INTERRUPTED, PREEMPTED
 
 _log = logging.getLogger(__name__)
 
