@@ -19,7 +19,10 @@ RUN = [
     "tensorboard>=2.18,<3",
     "absl-py>=2.1,<3",
     "scipy>=1.13,<2",
+    "matplotlib>=3.10,<4",
 ]
+TORCH = ["torch>=2.6,<3"]  # reads .pt and .pth files
+NOTEBOOK = ["ipykernel>=7,<8", "nbclient>=0.10,<0.12", "nbformat>=5.10,<6"]
 
 setup(
     name="sra_jax",
@@ -32,6 +35,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.12", "gcsfs>=2025.9"],  # pods keep their runs in gs:// buckets
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
-        "test": ["pytest>=8,<10", "hypothesis>=6,<7", "ruff==0.17.5"],
+        "torch": TORCH,
+        "notebook": NOTEBOOK,
+        "test": ["pytest>=8,<10", "hypothesis>=6,<7", "ruff==0.17.5", *TORCH, *NOTEBOOK],
     },
 )
