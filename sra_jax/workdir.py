@@ -29,6 +29,7 @@ FREE_FIELDS = (
     "train.checkpoint_every",
     "train.keep",
     "train.keep_every",
+    "train.skip_nonfinite",
     "train.microbatches",
     "model.remat",
     "model.attention",
