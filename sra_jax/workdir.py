@@ -121,6 +121,7 @@ def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -
 
     Raises:
       InputError: the workdir was made with another config or other data; names what differs.
+      OSError: it cannot be written.
     """
     config = json.loads(json.dumps(config))
     path = workdir / CONFIG_FILE

@@ -205,3 +205,17 @@ def test_closing_leaves_no_thread(tmp_path):
     report.close()
     assert threading.active_count() <= before
     assert read_back(tmp_path)["loss"] == {1: 1.0}
+
+
+def test_events_that_cannot_be_written_are_told_once_and_end_nothing(tmp_path, caplog, capfd):
+    (tmp_path / "events").mkdir()
+    report = reporter(make_writer(str(tmp_path / "events")), every=1)
+    report.add(1, metrics(1.0), waited=0.0)
+    (tmp_path / "events").rename(tmp_path / "away")
+    for step in (2, 3, 4):
+        report.add(step, metrics(1.0), waited=0.0)
+    report.flush()
+    report.close()
+    (warning,) = [record.message for record in caplog.records if record.levelname != "INFO"]
+    assert "No such file or directory); training goes on without TensorBoard" in warning
+    assert capfd.readouterr().err == ""
