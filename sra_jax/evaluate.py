@@ -16,7 +16,6 @@ published FID. Prints a table, and the numbers as one line of JSON.
 from absl import flags
 
 from sra_jax import command
-from sra_jax.evaluator import EvaluateRequest, evaluate
 
 _SAMPLES = flags.DEFINE_string("samples", None, "Images to measure.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run to draw them from, with its EMA weights.")
@@ -30,6 +29,11 @@ _SAVE = flags.DEFINE_string("save_reference", None, "File for the reference's st
 
 def main() -> None:
     """Evaluates as the flags say."""
+    from sra_jax.evaluator import (
+        EvaluateRequest,
+        evaluate,
+    )  # takes seconds: once signals are heeded
+
     evaluate(
         EvaluateRequest(
             reference=_REFERENCE.value,

@@ -56,7 +56,7 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
         workdirs.prepare(directory)
         program = make_program(experiment, source.spec, mesh)
         with workdirs.claimed(directory):
-            workdirs.remember(directory, config, source.spec)
+            workdirs.remember(directory, config, source)
             finished = _train(experiment, config, directory, source, mesh, program, stop)
         return 0 if finished else stop.exit_code
 

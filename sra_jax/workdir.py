@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from sra_jax.data.latents import LatentSource
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
 from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.provenance import code_version, data_fingerprint
 from sra_jax.training.checkpoint import CheckpointStore
 
 FORMAT_VERSION = 1
@@ -40,11 +43,16 @@ FREE_FIELDS = (
 )
 
 
+_log = logging.getLogger(__name__)
+
+
 class SavedRun(NamedTuple):
     """What a workdir remembers of its run."""
 
     config: dict[str, Any]
     data: LatentSpec
+    fingerprint: str | None  # of the data's bytes; None where an older version has written the file
+    code: dict[str, str] | None  # likewise
 
 
 class TrainedModel(NamedTuple):
@@ -116,29 +124,40 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -> None:
-    """Writes what the run is; once it has a checkpoint, checks that it is what it was.
+def remember(workdir: epath.Path, config: Mapping[str, Any], source: LatentSource) -> None:
+    """Writes what the run is; once it has a checkpoint, checks that it is what it was. Other code
+    than before is logged as a warning.
 
     Raises:
       InputError: the workdir was made with another config or other data; names what differs.
       OSError: it cannot be written.
     """
-    config = json.loads(json.dumps(config))
-    path = workdir / CONFIG_FILE
-    if CheckpointStore(workdir).steps():
+    config, data = json.loads(json.dumps(config)), _plain(source.spec)
+    code, fingerprint = code_version(), data_fingerprint(source.files)
+    path, steps = workdir / CONFIG_FILE, CheckpointStore(workdir).steps()
+    if steps:
         saved = read(workdir)
-        now = {"config": config, "data": _plain(data)}
-        differing = _differences({"config": saved.config, "data": _plain(saved.data)}, now)
+        before = {"config": saved.config, "data": _plain(saved.data)}
+        differing = _differences(before, {"config": config, "data": data})
+        if not differing and saved.fingerprint not in (None, fingerprint):
+            differing = ["the data's bytes are others"]
         if differing:
             raise InputError(
                 f"{workdir} was made with another setting: {'; '.join(differing)}; restore it, or "
                 "choose another --workdir"
             )
-    if jax.process_index() > 0:
-        return
-    text = json.dumps(
-        {"format_version": FORMAT_VERSION, "config": config, "data": _plain(data)}, indent=2
-    )
+        if changed := _differences(saved.code or code, code):
+            _log.warning("other code than before: %s; numbers may differ", "; ".join(changed))
+    if jax.process_index() > 0 or (steps and steps[-1] >= config["train"]["steps"]):
+        return  # a run that has gone further than it is asked to stays what it is
+    remembered = {
+        "format_version": FORMAT_VERSION,
+        "config": config,
+        "data": data,
+        "data_fingerprint": fingerprint,
+        "code": code,
+    }
+    text = json.dumps(remembered, indent=2)
     scratch = workdir / f".{CONFIG_FILE}.tmp"
     scratch.write_text(text + "\n")
     scratch.replace(path)
@@ -158,15 +177,15 @@ def read(workdir: epath.Path) -> SavedRun:
     try:
         saved = json.loads(path.read_text())
         version = saved["format_version"]
-        if version > FORMAT_VERSION:
-            raise InputError(
-                f"{path} has format {version}, expected {FORMAT_VERSION}: update sra_jax"
-            )
-        return SavedRun(saved["config"], LatentSpec(**saved["data"]))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
+        if isinstance(version, int) and version <= FORMAT_VERSION:
+            data = LatentSpec(**saved["data"])
+            Experiment.from_dict(saved["config"])
+            return SavedRun(saved["config"], data, saved.get("data_fingerprint"), saved.get("code"))
+    except (ValueError, KeyError, TypeError, OSError) as error:  # InputError is a ValueError
+        raise InputError(
+            f"{path} is damaged or of another version ({error}); restore it from a copy"
+        ) from None
+    raise InputError(f"{path} has format {version}, expected {FORMAT_VERSION}: update sra_jax")
 
 
 def load_model(
