@@ -70,7 +70,7 @@ class CheckpointStore:
         self._keep = _Keep(keep, keep_every, self._damaged)
         self._checkpointer: ocp.training.Checkpointer | None = None  # made by the first save
         self._held: HeldDirectory | None = None  # likewise
-        self._saving: int | None = None
+        self._saving: tuple[int, ocp.AsyncResponse[bool]] | None = None
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -125,19 +125,19 @@ class CheckpointStore:
                 }
             )
             self._damaged.discard(step)
-            self._open().save_checkpointables_async(
+            response = self._open().save_checkpointables_async(
                 step, dict(trees), force=True, overwrite=exists, custom_metadata=manifest
             )
-        self._saving = step
+        self._saving = step, response
         return True
 
     def wait(self) -> None:
         """Returns when what was saved is complete on disk. Raises RunError if it failed."""
         if self._saving is None:
             return
-        step, self._saving = self._saving, None
+        (step, response), self._saving = self._saving, None
         with self._failing_clearly(step):
-            self._checkpointer.wait()
+            response.result()  # unasked, it would keep a thread and three open files for good
             self._held.check()  # Orbax would make another and go on
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
