@@ -11,8 +11,7 @@ import numpy as np
 
 from sra_jax import workdir as workdirs
 from sra_jax.codecs import codec_from_name
-from sra_jax.data.digits import load_digits
-from sra_jax.data.sources import EMBEDDED_DIGITS
+from sra_jax.data.embedded import EMBEDDED
 from sra_jax.errors import InputError
 from sra_jax.evaluation.extraction import extract
 from sra_jax.evaluation.images import BROKEN, ImageSet, describe_size, first_line, open_images
@@ -71,13 +70,13 @@ def evaluate(request: EvaluateRequest) -> None:
 
 
 def load_images(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, C] and labels [N] of an .npz, or the embedded digits.
+    """Images uint8 [N, H, W, C] and labels [N] of an .npz, or an embedded set.
 
     Raises:
       InputError: no such file, or not of that form.
     """
-    if path == EMBEDDED_DIGITS:
-        return load_digits()
+    if path in EMBEDDED:
+        return EMBEDDED[path].load()
     if Path(path).is_dir():
         raise InputError(
             f"{path} is a folder, without --inception=FILE expected an .npz with arr_0 and labels: "

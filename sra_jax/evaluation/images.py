@@ -10,9 +10,9 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import EMBEDDED, EMBEDDED_NAMES
 from sra_jax.data.loading import BadItemError, map_ahead
-from sra_jax.data.sources import EMBEDDED_DIGITS, FolderSource
+from sra_jax.data.sources import FolderSource
 from sra_jax.errors import InputError
 
 IMAGES = "arr_0"
@@ -40,18 +40,18 @@ class ImageSet(Protocol):
 
 
 def open_images(path: str) -> ImageSet:
-    """The images that `path` names: an .npz with `arr_0`, a folder, or `embedded:digits`.
+    """The images that `path` names: an .npz with `arr_0`, a folder, or an embedded set.
 
     Raises:
       InputError: there is no such thing, or it does not hold two images of one size.
     """
-    if path == EMBEDDED_DIGITS:
-        return ArrayImages(EMBEDDED_DIGITS, load_digits()[0])
+    if path in EMBEDDED:
+        return ArrayImages(path, EMBEDDED[path].load()[0])
     if Path(path).is_dir():
         return FolderImages(Path(path))
     if not Path(path).is_file():
         raise InputError(
-            f"no file {path}; expected an .npz, a folder of images or {EMBEDDED_DIGITS}: check the "
+            f"no file {path}; expected an .npz, a folder of images, {EMBEDDED_NAMES}: check the "
             "path"
         )
     return NpzImages(Path(path))
