@@ -21,7 +21,7 @@ def get_config(argument: str = "sit") -> ConfigDict:
     kind, _ = parse_argument(argument, {})
     expect_one_of("process of the shapes", kind, ("sit", "dit"))
     config = base_config()
-    config.model.update(patch_size=4, width=96, depth=6, num_heads=4)
+    config.model.update(patch_size=8, width=64, depth=6, num_heads=4)
     config.sra.update(student_block=2, teacher_block=4)
     config.optimizer.learning_rate = 1e-3
     config.data.update(

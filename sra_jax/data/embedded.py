@@ -13,7 +13,6 @@ from sra_jax.data.shapes import load_shapes
 from sra_jax.data.spec import LatentSpec
 
 
-
 class Embedded(NamedTuple):
     """`load()` returns images uint8 [N, H, W, C] and labels int32 [N]; `dtype` is that of the
     stored moments."""

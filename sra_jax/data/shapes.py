@@ -1,7 +1,7 @@
 """A labelled image set without an end, drawn by rule: textured shapes on a gradient, 32x32 RGB.
 
-The class is a shape and a texture; colours, size, position, turn, the texture's scale and phase, and
-the background say nothing about it. Every image is a function of a seed and of its index.
+The class is a shape and a texture; colours, size, position, turn, the texture's scale and phase,
+and the background say nothing about it. Every image is a function of a seed and of its index.
 """
 
 import numpy as np
