@@ -50,7 +50,7 @@ def read_runs(name: str, out: Path) -> Runs:
 
 
 def common_steps(runs: Runs) -> int:
-    """Steps that all variants have made: SiT's last point but the longest run's lies beyond."""
+    """Steps that all variants have made; SiT alone goes on."""
     return min(run["points"][-1]["step"] for seeds in runs.values() for run in seeds.values())
 
 
@@ -67,7 +67,7 @@ def quality_table(runs: Runs, steps: int) -> str:
             points = [point for point in points if point["step"] == end]
             distances = [point["frechet"] for point in points]
             cells = (
-                TITLES[variant] + (", as long" if end > steps else ""),
+                TITLES[variant] + (", for the same time" if end > steps else ""),
                 f"{end:,}",
                 str(len(points)),
                 f"{np.mean(distances):.3f}",
@@ -130,10 +130,10 @@ def draw_curves(path: Path, name: str, runs: Runs, steps: int, facts: dict[str, 
             (line,) = axes.plot(x, y.mean(0), marker=".", **style)
             if main:
                 axes.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.2)
-    for axes, label in ((by_step, "steps"), (by_time, "seconds of one core (paper's step)")):
+    for axes, label in ((by_step, "steps"), (by_time, "seconds of training")):
         axes.set(xlabel=label, ylabel="Fréchet distance, classifier's features", yscale="log")
         axes.axhline(facts["floor"], color="gray", linestyle=":", label="real images")
-    by_block.set(xlabel="block", ylabel=f"probe accuracy at step {steps:,}, %")
+    by_block.set(xticks=blocks, xlabel="block", ylabel=f"probe accuracy at step {steps:,}, %")
     by_step.legend(fontsize=8)
     figure.suptitle(
         f"{name}: mean of {max(map(len, runs.values()))} seeds, band from least to most"
