@@ -91,6 +91,15 @@ def base_config() -> ConfigDict:
                 "guidance_interval": (0.0, 1.0),
                 "guidance_channels": 0,
             },
+            "evaluation": {
+                "grid_every": 0,
+                "fid_every": 0,
+                "fid_images": 5000,
+                "features": "inception",
+                "reference": "",
+                "inception": "",
+                "vae": "",
+            },
         }
     )
 

@@ -105,6 +105,34 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What a run shows of itself: intervals are in steps, 0 is never.
+
+    A grid of samples every `grid_every`; every `fid_every`, the FID of `fid_images` samples against
+    `reference`, on the features of Inception (weights in the file `inception`) or of a "probe", a
+    small classifier. `vae` is the folder of the VAE's weights, for latents of codec sd_vae.
+    """
+
+    grid_every: int = 0
+    fid_every: int = 0
+    fid_images: int = 5000
+    features: str = "inception"
+    reference: str = ""
+    inception: str = ""
+    vae: str = ""
+
+    def __post_init__(self):
+        expect_one_of("evaluation.features", self.features, ("inception", "probe"))
+        if min(self.grid_every, self.fid_every) < 0 or self.fid_images < 2:
+            raise InputError(
+                f"evaluation.grid_every {self.grid_every}, fid_every {self.fid_every} and "
+                f"fid_images {self.fid_images} must be at least 0, 0 and 2"
+            )
+        if self.fid_every and not self.reference:
+            raise InputError("evaluation.fid_every needs evaluation.reference, real images")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One run, whole. Made by `from_dict`."""
 
@@ -117,6 +145,7 @@ class Experiment:
     train: TrainConfig
     mesh: MeshConfig
     sampling: SamplingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "Experiment":
@@ -125,8 +154,8 @@ class Experiment:
         Raises:
           InputError: a section or field that is unknown or missing, or a value that cannot be.
         """
-        sections = ("model", "process", "sra", "optimizer", "data", "train", "mesh", "sampling")
-        _check_names("config", config, sections, sections)
+        sections = [field.name for field in dataclasses.fields(cls) if field.name != "weight"]
+        _check_names("config", config, sections, [s for s in sections if s != "evaluation"])
         data = _build(DataConfig, "data", config["data"])
         train = _build(TrainConfig, "train", config["train"])
         sra, weight = _read_sra(config["sra"], data.examples_per_epoch // train.batch_size)
@@ -140,6 +169,7 @@ class Experiment:
             train=train,
             mesh=_build(MeshConfig, "mesh", config["mesh"]),
             sampling=_build(SamplingConfig, "sampling", config["sampling"]),
+            evaluation=_build(EvaluationConfig, "evaluation", config.get("evaluation", {})),
         )
         experiment._check()
         return experiment
@@ -206,6 +236,11 @@ class Experiment:
             raise InputError(
                 f"train.batch_size {self.train.batch_size} does not divide into "
                 f"{self.train.microbatches} microbatches"
+            )
+        if self.evaluation.fid_every % self.train.checkpoint_every:
+            raise InputError(
+                f"evaluation.fid_every is {self.evaluation.fid_every}, expected a multiple of "
+                f"train.checkpoint_every {self.train.checkpoint_every}: the best is to be kept"
             )
         if self.sampling.guidance_channels > self.data.latent_shape[2]:
             raise InputError(

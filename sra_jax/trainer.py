@@ -17,8 +17,10 @@ from sra_jax.data.pipeline import batches, prefetch
 from sra_jax.data.sources import EMBEDDED_DIGITS
 from sra_jax.data.spec import describe
 from sra_jax.errors import InputError
+from sra_jax.evaluation.history import best_step
 from sra_jax.experiment import DataConfig, Experiment
 from sra_jax.hardware import chip_of
+from sra_jax.monitor import Monitor
 from sra_jax.parallel import (
     batch_sharding,
     check_batch,
@@ -105,8 +107,12 @@ def _train(
 ) -> bool:
     """Trains until the last step (returns True) or until asked to stop."""
     settings, size = experiment.train, experiment.train.batch_size
-    keep_every = settings.keep_every or None
-    with CheckpointStore(workdir, keep=settings.keep, keep_every=keep_every) as store:
+    with CheckpointStore(
+        workdir,
+        keep=settings.keep,
+        keep_every=settings.keep_every or None,
+        best=lambda: best_step(workdir),
+    ) as store:
         start, state = _restore(store, program)
         if start >= settings.steps:
             _log.info("finished: %s has %s steps", workdir, f"{start:,}")
@@ -116,14 +122,16 @@ def _train(
         reader = batches(source, size, settings.seed, start, rows)
         _log.info("data     %s", describe(source.spec))
         _describe(experiment, mesh, program)
+        writer = _make_writer(workdir)
+        monitor = Monitor(experiment, source.spec, mesh, workdir, writer)
         compiled = _compile(program)
         if state is None:
             state = program.init()
+        else:
+            monitor.after(start, state)  # what the end of the last run may have cut short
         chip = chip_of(mesh.devices.flat[0])
         workload = Workload(size, program.flops.useful, mesh.size, chip.flops if chip else None)
-        reporter = Reporter(
-            _make_writer(workdir), start, settings.steps, settings.log_every, workload
-        )
+        reporter = Reporter(writer, start, settings.steps, settings.log_every, workload)
         try:
             done = run_steps(
                 compiled,
@@ -133,6 +141,7 @@ def _train(
                 settings.checkpoint_every,
                 store,
                 lambda step, state: store.save(step, state._asdict(), {"config": dict(config)}),
+                monitor.after,
                 reporter,
                 stop,
             )

@@ -36,6 +36,7 @@ FREE_FIELDS = (
     "data.path",
     "mesh",
     "sampling",
+    "evaluation",
 )
 
 

@@ -51,8 +51,16 @@ class CheckpointStore:
     trains; only one may save. In a run of several processes each makes the same calls.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int = 3, keep_every: int | None = None):
-        """Keeps the newest `keep` checkpoints and, forever, every multiple of `keep_every` steps.
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        best: Callable[[], int | None] = lambda: None,
+    ):
+        """Keeps the newest `keep` checkpoints, forever every multiple of `keep_every` steps, and
+        that of step `best()`.
 
         An old checkpoint is deleted only after a newer one is complete. Raises InputError for a
         count below 1.
@@ -64,7 +72,7 @@ class CheckpointStore:
         root = root if root.is_absolute() else root.resolve()  # resolving would break gs://
         self.directory = root / "checkpoints"
         self._damaged: set[int] = set()
-        self._keep = _Keep(keep, keep_every, self._damaged)
+        self._keep = _Keep(keep, keep_every, best, self._damaged)
         self._checkpointer: ocp.training.Checkpointer | None = None  # made by the first save
         self._saving: int | None = None
 
@@ -245,14 +253,22 @@ class CheckpointStore:
 class _Keep:
     """A preservation policy for Orbax, which puts the checkpoint being saved last."""
 
-    def __init__(self, keep: int, keep_every: int | None, damaged: set[int]):
-        self._keep, self._keep_every, self._damaged = keep, keep_every, damaged
+    def __init__(
+        self,
+        keep: int,
+        keep_every: int | None,
+        best: Callable[[], int | None],
+        damaged: set[int],
+    ):
+        self._keep, self._keep_every = keep, keep_every
+        self._best, self._damaged = best, damaged
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {step for step in steps if step > steps[-1]}  # left by a run that went further
         kept.update([step for step in steps if step not in self._damaged][-self._keep :])
+        kept.add(self._best())
         if self._keep_every:
             kept.update(step for step in steps if step % self._keep_every == 0)
         return [step in kept for step in steps]

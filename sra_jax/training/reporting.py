@@ -84,6 +84,10 @@ class Reporter:
         means = {k: float(np.mean([m[k] for _, m in fetched])) for k in fetched[-1][1]}
         self._report(fetched[-1][0], means)
 
+    def leave_out(self, seconds: float) -> None:
+        """Does not count `seconds` that were spent on something else."""
+        self._reported_at += seconds
+
     def close(self) -> None:
         """Writes what is buffered."""
         if self._writer is not None:
