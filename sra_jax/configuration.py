@@ -82,6 +82,7 @@ def base_config() -> ConfigDict:
                 "checkpoint_every": 5000,
                 "keep": 3,
                 "keep_every": 0,
+                "skip_nonfinite": False,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "sampling": {

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+FAILED = 1
+BAD_INPUT = 2
 PREEMPTED = 75  # exit code after SIGTERM: run the same command again (EX_TEMPFAIL)
 INTERRUPTED = 130  # exit code after Ctrl-C
 

@@ -58,7 +58,8 @@ class DataConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """The run: lengths and intervals in steps; `batch_size` is global; `keep_every=0` keeps no
-    checkpoint beyond the newest `keep`."""
+    checkpoint beyond the newest `keep`; `skip_nonfinite` leaves out steps whose loss or gradient is
+    not finite, which otherwise end the run."""
 
     steps: int
     batch_size: int
@@ -70,6 +71,7 @@ class TrainConfig:
     checkpoint_every: int = 5000
     keep: int = 3
     keep_every: int = 0
+    skip_nonfinite: bool = False
 
     def __post_init__(self):
         for name in (
@@ -207,7 +209,13 @@ class Experiment:
         """How a step is made on latents of this scale and shift."""
         train = self.train
         return StepConfig(
-            train.seed, train.label_dropout, train.ema_decay, train.microbatches, scale, shift
+            seed=train.seed,
+            label_dropout=train.label_dropout,
+            ema_decay=train.ema_decay,
+            microbatches=train.microbatches,
+            scale=scale,
+            shift=shift,
+            skip_nonfinite=train.skip_nonfinite,
         )
 
     @property

@@ -26,6 +26,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 CONNECT_SECONDS = 120
 HEARTBEAT_SECONDS = 30  # a process not heard of for so long is gone, and ends the others
+SHUTDOWN_SECONDS = 24 * 3600  # those that are done wait for one that still writes
 
 _log = logging.getLogger(__name__)
 
@@ -244,6 +245,7 @@ def start_processes(
             *given,
             initialization_timeout=CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except ValueError as error:
         if coordinator is not None:

@@ -29,6 +29,7 @@ FREE_FIELDS = (
     "train.checkpoint_every",
     "train.keep",
     "train.keep_every",
+    "train.skip_nonfinite",
     "train.microbatches",
     "model.remat",
     "model.attention",
@@ -121,6 +122,7 @@ def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -
 
     Raises:
       InputError: the workdir was made with another config or other data; names what differs.
+      OSError: it cannot be written.
     """
     config = json.loads(json.dumps(config))
     path = workdir / CONFIG_FILE

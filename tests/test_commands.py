@@ -392,6 +392,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(forks, tmp_path):
     assert digests(workdir / "checkpoints") == good
 
 
+def test_a_step_that_is_not_finite_can_be_skipped(forks, tmp_path):
+    workdir, data = tmp_path / "run", poison(tmp_path, step=6)
+    lengths = {"train__steps": 5, "train__log_every": 1}
+    flags = digits(workdir, data__path=data, **lengths)
+    assert forks.run("train", flags).code == 0
+    flags = digits(workdir, data__path=data, **lengths | {"train__steps": 7})
+    stopped = forks.run("train", flags)
+    assert stopped.code == 1 and "--config.train.skip_nonfinite=True" in stopped.err
+    result = forks.run("train", [*flags, "--config.train.skip_nonfinite=True"])
+    assert (result.code, result.err) == (0, "")
+    assert "skipped step 6 (1 in all): " in result.out
+    assert "finished: step 7 is saved" in result.out
+    assert all(np.isfinite(array).all() for array in saved_arrays(workdir, 7).values())
+
+
 def test_a_run_that_fails_before_its_first_checkpoint_says_so(forks, tmp_path):
     workdir, data = tmp_path / "run", poison(tmp_path, step=2)
     result = forks.run("train", digits(workdir, data__path=data, train__log_every=1))

@@ -20,10 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sra_jax.errors import InputError, RunError
+from sra_jax.training.directory import HeldDirectory
 from sra_jax.training.fingerprint import fingerprint, layout
 
 FORMAT_VERSION = 1
@@ -74,6 +77,7 @@ class CheckpointStore:
         self._damaged: set[int] = set()
         self._keep = _Keep(keep, keep_every, best, self._damaged)
         self._checkpointer: ocp.training.Checkpointer | None = None  # made by the first save
+        self._held: HeldDirectory | None = None  # likewise
         self._saving: int | None = None
 
     def __enter__(self) -> "CheckpointStore":
@@ -95,6 +99,9 @@ class CheckpointStore:
             if self._checkpointer is not None:
                 self._checkpointer.close()
                 self._checkpointer = None
+            if self._held is not None:
+                self._held.close()
+                self._held = None
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending. Whether one is undamaged is known only by reading it."""
@@ -112,10 +119,12 @@ class CheckpointStore:
         save was started. Raises RunError if this or the previous save failed.
         """
         self.wait()
-        exists = step in self.steps()
+        exists = step in self._steps_of_all()
         if exists and not self._is_damaged(step):
             return False
         with self._failing_clearly(step):
+            if self._held is not None:
+                self._held.check()
             manifest = _seal(
                 {
                     "format_version": FORMAT_VERSION,
@@ -137,13 +146,14 @@ class CheckpointStore:
         step, self._saving = self._saving, None
         with self._failing_clearly(step):
             self._checkpointer.wait()
+            self._held.check()  # Orbax would make another and go on
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """The metadata saved with `step`, or with the newest step whose metadata can be read.
 
         Raises CheckpointError if there is none.
         """
-        return self._read(step, lambda found: self._manifest(found)["metadata"])
+        return self._read(step, lambda found: _together(lambda: self._manifest(found))["metadata"])
 
     def restore(
         self, abstract: Mapping[str, PyTree], step: int | None = None
@@ -162,7 +172,7 @@ class CheckpointStore:
     def _read(self, step: int | None, read: Callable[[int], T]) -> T:
         """`read(step)`, or without a step that of the newest step it can read."""
         self.wait()
-        steps = self.steps()
+        steps = self._steps_of_all()
         if step is not None and step not in steps:
             raise CheckpointError(f"no step {step} in {self.directory}, expected one of {steps}")
         tried = []
@@ -179,6 +189,14 @@ class CheckpointStore:
             f"no undamaged checkpoint in {self.directory} ({'; '.join(tried)}), {advice}"
         )
 
+    def _steps_of_all(self) -> list[int]:
+        """The steps on disk as the first process sees them: a file system may show others less."""
+        if jax.process_count() == 1:
+            return self.steps()
+        steps = np.array(self.steps(), np.int32)
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist()
+
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
@@ -190,7 +208,7 @@ class CheckpointStore:
     def _is_damaged(self, step: int) -> bool:
         """Whether a read found `step` damaged, or its manifest does not read now."""
         try:
-            self._manifest(step)
+            _together(lambda: self._manifest(step))
         except _DamagedError as damage:
             self._report(step, damage)
         return step in self._damaged
@@ -211,6 +229,14 @@ class CheckpointStore:
         return manifest
 
     def _load(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        saved, trees = _together(lambda: self._load_own(step, abstract))
+        _together(lambda: _compare(saved, fingerprint(trees)))
+        return trees
+
+    def _load_own(
+        self, step: int, abstract: Mapping[str, PyTree]
+    ) -> tuple[dict[str, str], dict[str, PyTree]]:
+        """The fingerprint as it was saved, and the trees as far as they lie in this process."""
         saved = {
             path: text
             for path, text in self._manifest(step)["fingerprint"].items()
@@ -223,17 +249,16 @@ class CheckpointStore:
                 f"({_shorten(differences)}), use the config it was trained with"
             )
         placed = jax.tree.map(_placed, dict(abstract))
-        trees = _or_damaged(lambda: ocp.load_checkpointables(self._path(step), placed))
-        wrong = [path for path, text in fingerprint(trees).items() if saved[path] != text]
-        if wrong:
-            raise _DamagedError(f"loaded values differ from the saved ones in {_shorten(wrong)}")
-        return trees
+        with _reading_alone():
+            return saved, _or_damaged(lambda: ocp.load_checkpointables(self._path(step), placed))
 
     def _open(self) -> ocp.training.Checkpointer:
         if self._checkpointer is None:
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory, preservation_policy=self._keep, cleanup_tmp_directories=True
             )
+        if self._held is None:
+            self._held = HeldDirectory(self.directory)
         return self._checkpointer
 
     @contextlib.contextmanager
@@ -246,7 +271,8 @@ class CheckpointStore:
             good = [other for other in self.steps() if other not in self._damaged]
             last = f"the last good step is {good[-1]}" if good else "no step is saved yet"
             raise RunError(
-                f"saving step {step} to {self.directory} failed ({_reason(error)}), {last}"
+                f"saving step {step} to {self.directory} failed ({_reason(error)}), {last}: make "
+                "room or mend the disk, and run the same command again"
             ) from error
 
 
@@ -291,6 +317,37 @@ def _everywhere() -> jax.sharding.Sharding:
         return jax.sharding.SingleDeviceSharding(jax.devices()[0])
     mesh = jax.sharding.Mesh(jax.devices(), ("all",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def _reading_alone() -> contextlib.AbstractContextManager:
+    """Within it, Orbax does not wait for the other processes, of which one may have failed."""
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=str(process)
+    )
+    return ocp.Context(multiprocessing_options=alone)
+
+
+def _together(read: Callable[[], T]) -> T:
+    """`read()`, but where it finds damage in one process, all of them raise _DamagedError."""
+    result = damage = None
+    try:
+        result = read()
+    except _DamagedError as error:
+        damage = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(damage is not None))
+        if damage is None and failed.any():
+            damage = _DamagedError(f"process {failed.argmax()} cannot read it")
+    if damage is not None:
+        raise damage
+    return result
+
+
+def _compare(saved: Mapping[str, str], loaded: Mapping[str, str]) -> None:
+    wrong = [path for path, text in loaded.items() if saved[path] != text]
+    if wrong:
+        raise _DamagedError(f"loaded values differ from the saved ones in {_shorten(wrong)}")
 
 
 def _differences(there: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ from sra_jax.errors import RunError
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.reporting import NonFiniteError, Reporter
 from sra_jax.training.signals import StopSignals
-from sra_jax.training.state import TrainState
+from sra_jax.training.state import TrainState, nonfinite_leaves
 from sra_jax.training.step import Batch, Metrics
 
 
@@ -30,7 +30,8 @@ def run_steps(
     it took, which are not training.
 
     Raises:
-      RunError: a metric was not finite. What was saved before it is untouched.
+      RunError: a metric, or what was to be saved, was not finite. What was saved before is
+        untouched.
     """
     done = steps.start
     try:
@@ -43,6 +44,7 @@ def run_steps(
             stopping = stop.after(done)
             if stopping or done % checkpoint_every == 0 or done == steps.stop:
                 reporter.flush()  # nothing is saved whose metrics were not looked at
+                _check_finite(done, state)
                 save(done, state)
             if stopping:
                 break
@@ -52,8 +54,16 @@ def run_steps(
         saved = store.latest_step()
         kept = f"the last good checkpoint is step {saved}" if saved else "nothing was saved yet"
         raise RunError(
-            f"training stopped: {error}; {kept}; lower optimizer.learning_rate or change the "
-            "recipe, in a new workdir"
+            f"training stopped: {error}; {kept}; run the same command with "
+            "--config.train.skip_nonfinite=True to go on without such steps, or lower "
+            "optimizer.learning_rate in a new workdir"
         ) from None
     store.wait()
     return done
+
+
+def _check_finite(step: int, state: TrainState) -> None:
+    """Raises NonFiniteError unless all of `state` is finite."""
+    if wrong := nonfinite_leaves(state):
+        more = f" (and {len(wrong) - 1} more arrays)" if len(wrong) > 1 else ""
+        raise NonFiniteError(f"{wrong[0]}{more} is not finite after step {step}")

@@ -26,7 +26,8 @@ Metrics = dict[str, jax.Array]
 @dataclass(frozen=True)
 class StepConfig:
     """How a step is made, beside the method: `scale` and `shift` map a drawn latent to the model's
-    space; gradients are accumulated over `microbatches`.
+    space; gradients are accumulated over `microbatches`. With `skip_nonfinite`, a step whose loss
+    or gradient is NaN or infinite changes nothing but the number of steps.
 
     Raises:
       InputError: a value out of its range.
@@ -38,6 +39,7 @@ class StepConfig:
     microbatches: int = 1
     scale: float = 1.0
     shift: float = 0.0
+    skip_nonfinite: bool = False
 
     def __post_init__(self):
         if not 0 <= self.label_dropout <= 1:
@@ -96,15 +98,21 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step on a global batch of `moments` [B, H, W, 2 C] (mean, standard deviation) and
     `labels` [B]. Its metrics are float32 scalars: means over the batch, and the gradient's norm
-    before clipping."""
+    before clipping; with `skip_nonfinite` also `skipped`, 1 for a step that was (and whose other
+    metrics say why), else 0."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         example = draw_example(objective, config, batch, state.step)
         loss = partial(objective, ema=state.ema, step=state.step)
         grads, metrics = accumulate_gradients(loss, state.params, example, config.microbatches)
-        return apply_gradients(state, grads, optimizer, config.ema_decay), metrics | {
-            "grad_norm": optax.tree.norm(grads)
-        }
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        new_state = apply_gradients(state, grads, optimizer, config.ema_decay)
+        if not config.skip_nonfinite:
+            return new_state, metrics
+        finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+        unchanged = state._replace(step=new_state.step)
+        kept = jax.tree.map(partial(jnp.where, finite), new_state, unchanged)
+        return kept, metrics | {"skipped": 1.0 - finite}
 
     return train_step
 

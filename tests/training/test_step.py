@@ -32,7 +32,7 @@ from sra_jax.randomness import stream_key
 from sra_jax.sra import SRAConfig, WeightSchedule
 from sra_jax.training.flops import step_flops
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
-from sra_jax.training.state import TrainState, init_state
+from sra_jax.training.state import TrainState, init_state, nonfinite_leaves
 from sra_jax.training.step import (
     Example,
     Objective,
@@ -287,6 +287,33 @@ def test_metrics_are_finite_scalars_of_their_step(run_tiny):
         loss = metrics["generation"] + 0.2 * metrics["alignment"]
         np.testing.assert_allclose(metrics["loss"], loss, rtol=ROUNDING)
         assert all(0 < float(v) < np.inf for v in metrics.values())
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(live_state):
+    """Alone its number changes; steps that are finite are those of a run without the option."""
+    optimizer, skipping = make_optimizer(OPTIMIZER), StepConfig(skip_nonfinite=True)
+    step = jax.jit(make_train_step(make_objective(), optimizer, skipping))
+    plain = jax.jit(make_train_step(make_objective(), optimizer, StepConfig()))
+    for std in (np.nan, np.inf, 3e38):
+        skipped, metrics = step(live_state, make_batch(std=std))
+        assert skipped.step == live_state.step + 1
+        jax.tree.map(np.testing.assert_array_equal, skipped[1:], live_state[1:])
+        assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
+        assert nonfinite_leaves(plain(live_state, make_batch(std=std))[0])
+    made, metrics = step(skipped, make_batch())
+    expected, _ = plain(skipped, make_batch())
+    assert metrics["skipped"] == 0 and not nonfinite_leaves(made)
+    for ours, theirs in ((made.params, expected.params), (made.ema, expected.ema)):
+        assert worst_error(flatten(ours), flatten(theirs))[0] < ROUNDING
+
+
+@pytest.mark.parametrize("name", ["params", "ema", "opt_state"])
+def test_any_array_that_is_not_finite_is_named(live_state, name):
+    assert nonfinite_leaves(live_state) == []
+    leaves, structure = jax.tree.flatten(getattr(live_state, name))
+    leaves[-1] = leaves[-1].at[(-1,) * leaves[-1].ndim].set(-jnp.inf)
+    (wrong,) = nonfinite_leaves(live_state._replace(**{name: structure.unflatten(leaves)}))
+    assert wrong.startswith(f"{name}/")
 
 
 def test_first_state():
