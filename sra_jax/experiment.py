@@ -185,6 +185,16 @@ class Experiment:
         """Whether the parameters include the projection head."""
         return self.sra is not None and self.sra.head
 
+    @property
+    def stride(self) -> int:
+        """One example of so many is aligned."""
+        return self.sra.stride if self.sra is not None else 1
+
+    @property
+    def parts(self) -> int:
+        """What every device's share of a batch must divide by."""
+        return self.train.microbatches * self.stride
+
     def guidance(self) -> Guidance:
         """The guidance that samples of this run use."""
         settings = self.sampling
@@ -202,10 +212,11 @@ class Experiment:
             raise InputError(
                 f"sra.teacher_block is {self.sra.teacher_block}, but the model has {depth} blocks"
             )
-        if self.train.batch_size % self.train.microbatches:
+        if self.train.batch_size % self.parts:
             raise InputError(
                 f"train.batch_size {self.train.batch_size} does not divide into "
-                f"{self.train.microbatches} microbatches"
+                f"{self.train.microbatches} microbatches of groups of {self.stride} "
+                "(1 / sra.teacher_fraction)"
             )
         if self.sampling.guidance_channels > self.data.latent_shape[2]:
             raise InputError(

@@ -101,7 +101,10 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         example = draw_example(objective, config, batch, state.step)
         loss = partial(objective, ema=state.ema, step=state.step)
-        grads, metrics = accumulate_gradients(loss, state.params, example, config.microbatches)
+        together = objective.sra.stride if objective.sra is not None else 1
+        grads, metrics = accumulate_gradients(
+            loss, state.params, example, config.microbatches, together
+        )
         return apply_gradients(state, grads, optimizer, config.ema_decay), metrics | {
             "grad_norm": optax.tree.norm(grads)
         }
@@ -125,15 +128,21 @@ def draw_example(
 
 
 def accumulate_gradients(
-    loss: Callable[..., tuple[jax.Array, Metrics]], params: Any, example: Example, microbatches: int
+    loss: Callable[..., tuple[jax.Array, Metrics]],
+    params: Any,
+    example: Example,
+    microbatches: int,
+    together: int = 1,
 ) -> tuple[Any, Metrics]:
-    """Gradient and metrics of the mean loss, over `microbatches` equal parts of the batch."""
+    """Gradient and metrics of the mean loss, over `microbatches` equal parts of the batch, in which
+    groups of `together` neighbours stay together."""
     gradient = jax.grad(lambda params, part: loss(params, example=part), has_aux=True)
     if microbatches == 1:
         return gradient(params, example)
 
     def split(a):  # strided, so that every device of a sharded batch has a share in every part
-        return a.reshape(len(a) // microbatches, microbatches, *a.shape[1:]).swapaxes(0, 1)
+        groups = a.reshape(-1, microbatches, together, *a.shape[1:]).swapaxes(0, 1)
+        return groups.reshape(microbatches, -1, *a.shape[1:])
 
     def add(total, part):
         return jax.tree.map(jnp.add, total, gradient(params, part)), None
