@@ -53,6 +53,7 @@ def base_config() -> ConfigDict:
                 "gap": "dynamic",
                 "gap_max": 0.2,
                 "head": True,
+                "teacher_fraction": 1.0,
                 "constant_epochs": 0,
                 "decade_epochs": 0,
             },

@@ -107,13 +107,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
-    """Raises InputError unless every device gets the same number of examples of each microbatch."""
+def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
+    """Raises InputError unless every device's share of the batch divides into `parts`: microbatches
+    times the examples of which SRA aligns one."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if batch_size % (shards * microbatches):
+    if batch_size % (shards * parts):
         raise InputError(
-            f"batch size {batch_size} does not divide over {shards} devices x {microbatches} "
-            f"microbatches; choose a multiple of {shards * microbatches}"
+            f"batch size {batch_size} does not divide over {shards} devices x {parts} parts "
+            "(train.microbatches / sra.teacher_fraction); choose a multiple of "
+            f"{shards * parts}"
         )
 
 

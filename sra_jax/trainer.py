@@ -52,7 +52,7 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
     experiment = Experiment.from_dict(config)
     with StopSignals() as stop:
         mesh = make_mesh(experiment.mesh)
-        check_batch(experiment.train.batch_size, experiment.train.microbatches, mesh)
+        check_batch(experiment.train.batch_size, experiment.parts, mesh)
         directory = workdirs.open_directory(workdir)
         source = open_data(experiment.data, directory)
         workdirs.prepare(directory)

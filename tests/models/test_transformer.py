@@ -326,6 +326,25 @@ def test_remat_saves_memory():
     assert temporaries("full") < 0.7 * temporaries("dots") < 0.7 * 0.7 * temporaries("none")
 
 
+def test_without_remat_only_matrix_products_are_kept():
+    """Of each block and token: its input, 3 D of qkv, the weighted values, the projection, 4 D of
+    the MLP's hidden layer and D of its output, and the scores of all heads."""
+    batch, tokens, width, heads = 4, SMALL.num_tokens, SMALL.width, SMALL.num_heads
+    config = dataclasses.replace(SMALL, depth=8)
+    model = DiffusionTransformer(config)
+    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
+    inputs = random_inputs(config, 0, batch=batch)
+
+    def backward(params):
+        return jax.vjp(lambda p: model.apply({"params": p}, *inputs).prediction, params)[1]
+
+    kept = [leaf for leaf in jax.tree.leaves(jax.eval_shape(backward, params)) if leaf.size]
+    activations = [leaf for leaf in kept if leaf.shape[:3] == (config.depth, batch, tokens)]
+    activations += [leaf for leaf in kept if leaf.shape[:3] == (config.depth, batch, heads)]
+    values = batch * tokens * (11 * width + heads * tokens)
+    assert sum(leaf.size for leaf in activations) == config.depth * values
+
+
 # Initialisation.
 
 
