@@ -40,7 +40,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The latents: where they are (a directory, or "embedded:digits") and what they must be."""
+    """The latents: where they are (a directory, or an embedded set) and what they must be."""
 
     path: str
     latent_shape: tuple[int, int, int]

@@ -11,10 +11,9 @@ import jax
 from etils import epath
 
 from sra_jax import workdir as workdirs
-from sra_jax.data.digits import ensure_digits
+from sra_jax.data.embedded import EMBEDDED, ensure_embedded
 from sra_jax.data.latents import LatentSource, open_latents
 from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.data.sources import EMBEDDED_DIGITS
 from sra_jax.data.spec import describe
 from sra_jax.errors import InputError
 from sra_jax.evaluation.history import best_step
@@ -64,16 +63,16 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
 
 
 def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
-    """Opens the latents of a run; the embedded digits are written to `workdir/data` first.
+    """Opens the latents of a run; an embedded set is written to `workdir/data` first.
 
     Raises:
       InputError: no such data, or not what the config says they are.
     """
     path = data.path
-    if path == EMBEDDED_DIGITS:
+    if path in EMBEDDED:
         workdirs.prepare(workdir)
         path = workdir / "data"
-        ensure_digits(path)
+        ensure_embedded(data.path, path)
     source = open_latents(path)
     found, wanted = source.spec.latent_shape, tuple(data.latent_shape)
     if found != wanted:

@@ -67,10 +67,12 @@ class Classifier(NamedTuple):
         return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
 
-def train_classifier(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Classifier:
+def train_classifier(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, steps: int = STEPS
+) -> Classifier:
     """A `ConvNet` that has learnt `labels` int [N] of `images` uint8 [N, H, W, C].
 
-    AdamW, 1000 steps of 64 images, learning rate 2e-3 on a cosine; the same on the same machine.
+    AdamW, `steps` of 64 images, learning rate 2e-3 on a cosine; the same on the same machine.
 
     Raises:
       InputError: the images are smaller than 4x4 or not square.
@@ -84,17 +86,17 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, num_classes: int) -
     network = ConvNet(num_classes)
     params = network.init(jax.random.key(0), images[:1])["params"]
     optimizer = optax.adamw(
-        optax.cosine_decay_schedule(LEARNING_RATE, STEPS), weight_decay=WEIGHT_DECAY
+        optax.cosine_decay_schedule(LEARNING_RATE, steps), weight_decay=WEIGHT_DECAY
     )
     opt_state = optimizer.init(params)
     step = jax.jit(partial(_step, network, optimizer), donate_argnums=(0, 1))
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
     began = told = time.perf_counter()
-    for done in range(STEPS):  # not a scan: XLA's convolutions are ten times slower in a CPU loop
+    for done in range(steps):  # not a scan: XLA's convolutions are ten times slower in a CPU loop
         params, opt_state = step(params, opt_state, jax.random.key(done), images, labels)
         if (now := time.perf_counter()) - told > PROGRESS_SECONDS:
-            left = format_seconds((now - began) / (done + 1) * (STEPS - done - 1))
-            _log.info("classifier: step %s/%s  %s left", done + 1, STEPS, left)
+            left = format_seconds((now - began) / (done + 1) * (steps - done - 1))
+            _log.info("classifier: step %s/%s  %s left", done + 1, steps, left)
             told = now
     return Classifier(network, params)
 

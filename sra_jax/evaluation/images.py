@@ -11,9 +11,9 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import EMBEDDED, EMBEDDED_NAMES
 from sra_jax.data.loading import BadItemError, map_ahead
-from sra_jax.data.sources import EMBEDDED_DIGITS, TFDS_PREFIX, open_source
+from sra_jax.data.sources import TFDS_PREFIX, open_source
 from sra_jax.errors import InputError
 
 IMAGES = "arr_0"
@@ -44,34 +44,34 @@ class ImageSet(Protocol):
 
 
 def open_images(path: str) -> ImageSet:
-    """The images that `path` names: an .npz with `arr_0`, a folder, tfds:NAME or embedded:digits.
+    """The images that `path` names: an .npz with `arr_0`, a folder, tfds:NAME or an embedded set.
 
     Raises:
       InputError: there is no such thing, or it does not hold two images of one size.
     """
-    if path == EMBEDDED_DIGITS:
-        return ArrayImages(EMBEDDED_DIGITS, load_digits()[0])
+    if path in EMBEDDED:
+        return ArrayImages(path, EMBEDDED[path].load()[0])
     if Path(path).is_dir() or path.startswith(TFDS_PREFIX):
         return SourceImages(path)
     if not Path(path).is_file():
         raise InputError(
-            f"no file {path}; expected an .npz, a folder of images, {TFDS_PREFIX}NAME or "
-            f"{EMBEDDED_DIGITS}: check the path"
+            f"no file {path}; expected an .npz, a folder of images, {TFDS_PREFIX}NAME, "
+            f"{EMBEDDED_NAMES}: check the path"
         )
     return NpzImages(Path(path))
 
 
 def load_labelled(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, C] and labels [N] of an .npz, or the embedded digits.
+    """Images uint8 [N, H, W, C] and labels [N] of an .npz, or an embedded set.
 
     Raises:
       InputError: no such file, or not of that form.
     """
-    if path == EMBEDDED_DIGITS:
-        return load_digits()
+    if path in EMBEDDED:
+        return EMBEDDED[path].load()
     if not Path(path).is_file():
         raise InputError(
-            f"no file {path}, expected an .npz with {IMAGES} and labels, or {EMBEDDED_DIGITS}, to "
+            f"no file {path}, expected an .npz with {IMAGES} and labels, {EMBEDDED_NAMES}, to "
             "measure without --inception; write it with sra_jax.sample, or check the path"
         )
     try:
