@@ -10,7 +10,7 @@ other.
   python -m sra_jax.convert --source=runs/xl --out=xl.safetensors --weights=ema
 
 A workdir becomes a file in the layout of the SRA authors: a .safetensors holds the state dict, a
-.pt holds it as "ema", where their scripts look for it. A .pt needs PyTorch, a .safetensors does not.
+.pt holds it as "ema", where their scripts look for it. Only a .pt needs PyTorch.
 """
 
 from absl import flags

@@ -148,11 +148,13 @@ def _read_trees(model: ImportedModel) -> dict[str, Any]:
 
 
 def _placed(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree on the default device. Empties the one given, so that no two are held at once."""
+    """The tree on the default device. Empties the one given, leaf by leaf, so that no two trees are
+    held at once."""
     placed = {}
     for name in list(tree):
         value = tree.pop(name)
-        placed[name] = _placed(value) if isinstance(value, dict) else jnp.asarray(value)
+        is_tree = isinstance(value, dict)
+        placed[name] = _placed(value) if is_tree else jnp.asarray(value).block_until_ready()
     return placed
 
 

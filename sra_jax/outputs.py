@@ -13,7 +13,8 @@ def writable_file(path: str, ending: str | tuple[str, ...]) -> Path:
     """`path`, for a file that can be written beside and renamed; makes its directory.
 
     Raises:
-      InputError: it has another ending than `ending` (or any of several), is a directory, or cannot be written.
+      InputError: it has another ending than `ending` (one, or any of several), is a directory, or
+        cannot be written.
     """
     _expect_local(path)
     if not path.endswith(ending):

@@ -39,8 +39,8 @@ def adamw_from_torch(
     counts = {int(states[name]["step"]) for name in shapes if name != FROZEN}
     if len(counts) != 1:
         raise InputError(
-            f"the optimiser's parameters have seen {min(counts)} to {max(counts)} updates, expected "
-            "one number; take a fresh one"
+            f"the optimiser's parameters have seen {min(counts)} to {max(counts)} updates, not all "
+            "as many; take a fresh one"
         )
     mu, nu = (
         from_torch(

@@ -101,7 +101,10 @@ def write_checkpoint(
         save_file(dict(state_dict), path, metadata={"format": "pt", **facts})
         return
     torch = import_torch(path)
-    tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
+    tensors = {
+        name: torch.from_numpy(np.require(array, requirements="W"))
+        for name, array in state_dict.items()
+    }
     torch.save({"ema": tensors, "args": dict(facts), "steps": facts.get("steps", 0)}, path)
 
 
@@ -143,8 +146,8 @@ def _load_torch(path: Path, mapped: bool) -> Any:
     except Exception as error:  # of a dozen kinds, with pages of advice
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
-                f"{path} holds code ({found[1]}), which was not run: only tensors, plain values and "
-                "an argparse.Namespace are read; save its state dict alone"
+                f"{path} holds code ({found[1]}), which was not run: only tensors, plain values "
+                "and an argparse.Namespace are read; save its state dict alone"
             ) from None
         raise _damaged(path, error) from None
 

@@ -37,8 +37,9 @@ class Choices:
     """What a user decides about an import.
 
     `layout` and `num_heads` go before what the file says. `resolution` is that of the images, where
-    it is to be another one: a new position table is made. `new_head` makes a projection head for a model that has none;
-    `allow_mismatch` drops tensors that are left over and initialises those missing.
+    it is to be another one: a new position table is made. `new_head` makes a projection head for a
+    model that has none; `allow_mismatch` drops tensors that are left over and initialises those
+    missing.
     """
 
     layout: str | None = None
@@ -176,8 +177,8 @@ def _codec(channels: int) -> tuple[str, PixelCodec | VAEConfig]:
     if channels in IMAGE_CHANNELS:
         return PixelCodec.name, PixelCodec()
     raise InputError(
-        f"the model takes {channels} channels; expected {VAEConfig.latent_channels} (latents of the "
-        f"SD-VAE) or {' or '.join(map(str, IMAGE_CHANNELS))} (pixels)"
+        f"the model takes {channels} channels; expected {VAEConfig.latent_channels} (the SD-VAE's "
+        f"latents) or {' or '.join(map(str, IMAGE_CHANNELS))} (pixels)"
     )
 
 

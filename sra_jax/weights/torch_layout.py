@@ -97,11 +97,11 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: TransformerConfig) 
             )
 
     def take(key: str, layout: Layout) -> np.ndarray:
-        return np.ascontiguousarray(layout.to_ours(np.asarray(state_dict[key], np.float32), config))
+        return layout.to_ours(np.asarray(state_dict[key], np.float32), config)
 
     params: dict[str, Any] = {}
     for key, (path, layout) in (TABLE | (HEAD_TABLE if head else {})).items():
-        _set(params, path, take(key, layout))
+        _set(params, path, np.ascontiguousarray(take(key, layout)))
     for key, (path, layout) in BLOCK_TABLE.items():
         layers = (take(f"blocks.{i}.{key}", layout) for i in range(config.depth))
         _set(params, f"blocks/{path}", _stack(layers, config.depth))
