@@ -1,20 +1,25 @@
 """Places to write results to, refused before anything expensive starts rather than after it."""
 
+import contextlib
+import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from sra_jax.errors import InputError
 
 
-def writable_file(path: str, ending: str) -> Path:
+def writable_file(path: str, ending: str | tuple[str, ...]) -> Path:
     """`path`, for a file that can be written beside and renamed; makes its directory.
 
     Raises:
-      InputError: it has another ending than `ending`, is a directory, or cannot be written.
+      InputError: it has another ending than `ending` (one, or any of several), is a directory, or
+        cannot be written.
     """
     _expect_local(path)
     if not path.endswith(ending):
-        raise InputError(f"{path!r} does not end in {ending}; name a file that does")
+        endings = ending if isinstance(ending, str) else ", ".join(ending)
+        raise InputError(f"{path!r} does not end in {endings}; name a file that does")
     target = Path(path)
     try:
         if target.is_dir():
@@ -38,6 +43,20 @@ def writable_directory(path: str) -> Path:
     except OSError as error:
         raise _refusal(path, error) from None
     return directory
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path`, of the same ending, to write to; it takes the place of `path` when all
+    went well, and is gone otherwise."""
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield scratch
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _expect_local(path: str) -> None:

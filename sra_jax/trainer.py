@@ -156,8 +156,12 @@ def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainS
     """The newest good checkpoint's step and state; 0 and None where there is none."""
     if not store.steps():
         return 0, None
-    step, trees = store.restore(program.state._asdict())
+    step, trees = store.restore(program.state._asdict(), optional=("opt_state",))
     _log.info("resuming from step %s", f"{step:,}")
+    if "opt_state" not in trees:  # converted weights
+        _log.info("the checkpoint holds no optimiser's state: starting with a fresh one")
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.opt_state)
+        trees["opt_state"] = jax.jit(lambda: program.init().opt_state, out_shardings=shardings)()
     return step, TrainState(**trees)
 
 

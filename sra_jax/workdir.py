@@ -41,6 +41,19 @@ FREE_FIELDS = (
 )
 
 
+# What may not change when training starts from converted weights, which have seen no data here.
+CONVERTED_FIELDS = (
+    "config.model",
+    "config.process.name",
+    "config.process.path",
+    "config.data.latent_shape",
+    "config.data.num_classes",
+    "data.codec",
+    "data.scale",
+    "data.shift",
+)
+
+
 class SavedRun(NamedTuple):
     """What a workdir remembers of its run."""
 
@@ -120,6 +133,8 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
 def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -> None:
     """Writes what the run is; once it has a checkpoint, checks that it is what it was.
 
+    Of converted weights only the model and the meaning of its latents are fixed.
+
     Raises:
       InputError: the workdir was made with another config or other data; names what differs.
       OSError: it cannot be written.
@@ -129,7 +144,13 @@ def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -
     if CheckpointStore(workdir).steps():
         saved = read(workdir)
         now = {"config": config, "data": _plain(data)}
-        differing = _differences({"config": saved.config, "data": _plain(saved.data)}, now)
+        was = {"config": saved.config, "data": _plain(saved.data)}
+        if saved.data.num_examples == 0:
+            _expect_same_head(workdir, saved.config, config)
+            was, now = (
+                {name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now)
+            )
+        differing = _differences(was, now)
         if differing:
             raise InputError(
                 f"{workdir} was made with another setting: {'; '.join(differing)}; restore it, or "
@@ -193,6 +214,26 @@ def load_model(
 
 def _plain(data: LatentSpec) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(data)))
+
+
+def _expect_same_head(workdir: epath.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    there, asked = (Experiment.from_dict(config).head for config in (old, new))
+    if asked and not there:
+        raise InputError(
+            f"the model in {workdir} has no projection head; convert it with --new_head, or train "
+            "it with --config.sra.weight=0"
+        )
+    if there and not asked:
+        raise InputError(
+            f"the model in {workdir} has a projection head, which this config does not train; set "
+            "sra.weight and sra.head"
+        )
+
+
+def _get(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

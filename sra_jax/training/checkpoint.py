@@ -16,7 +16,7 @@ import logging
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -156,18 +156,22 @@ class CheckpointStore:
         return self._read(step, lambda found: _together(lambda: self._manifest(found))["metadata"])
 
     def restore(
-        self, abstract: Mapping[str, PyTree], step: int | None = None
+        self,
+        abstract: Mapping[str, PyTree],
+        step: int | None = None,
+        optional: Collection[str] = (),
     ) -> tuple[int, dict[str, PyTree]]:
         """The step and the named trees of the newest undamaged checkpoint, or of `step` only.
 
         `abstract`: name -> pytree of `jax.ShapeDtypeStruct`, any subset of the names saved; only
-        those are read. A leaf lands on its `sharding`, whatever it was saved from, or without one
+        those are read. Trees named in `optional` are left out of the result where the checkpoint
+        lacks them. A leaf lands on its `sharding`, whatever it was saved from, or without one
         on the default device (with several processes: on every device). Every leaf is bit for bit
         what was saved. A damaged checkpoint is logged as a warning and passed over. Raises
         CheckpointError if nothing undamaged is there, if the trees do not fit the checkpoint, or if
         a newer version of this code wrote it.
         """
-        return self._read(step, lambda found: (found, self._load(found, abstract)))
+        return self._read(step, lambda found: (found, self._load(found, abstract, optional)))
 
     def _read(self, step: int | None, read: Callable[[int], T]) -> T:
         """`read(step)`, or without a step that of the newest step it can read."""
@@ -228,20 +232,21 @@ class CheckpointStore:
             )
         return manifest
 
-    def _load(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        saved, trees = _together(lambda: self._load_own(step, abstract))
+    def _load(
+        self, step: int, abstract: Mapping[str, PyTree], optional: Collection[str]
+    ) -> dict[str, PyTree]:
+        saved, trees = _together(lambda: self._load_own(step, abstract, optional))
         _together(lambda: _compare(saved, fingerprint(trees)))
         return trees
 
     def _load_own(
-        self, step: int, abstract: Mapping[str, PyTree]
+        self, step: int, abstract: Mapping[str, PyTree], optional: Collection[str]
     ) -> tuple[dict[str, str], dict[str, PyTree]]:
         """The fingerprint as it was saved, and the trees as far as they lie in this process."""
-        saved = {
-            path: text
-            for path, text in self._manifest(step)["fingerprint"].items()
-            if path.split("/")[0] in abstract
-        }
+        everything = self._manifest(step)["fingerprint"]
+        names = {path.split("/")[0] for path in everything}
+        abstract = {k: tree for k, tree in abstract.items() if k in names or k not in optional}
+        saved = {path: text for path, text in everything.items() if path.split("/")[0] in abstract}
         there = {path: text.split()[0] for path, text in saved.items()}
         if differences := _differences(there, layout(dict(abstract))):
             raise CheckpointError(
@@ -274,6 +279,20 @@ class CheckpointStore:
                 f"saving step {step} to {self.directory} failed ({_reason(error)}), {last}: make "
                 "room or mend the disk, and run the same command again"
             ) from error
+
+
+@contextlib.contextmanager
+def saving_leanly(trees: Mapping[str, PyTree]) -> Iterator[None]:
+    """Within it, `trees` are saved with no more memory than their largest leaf beside them, and
+    not compressed, which float32 weights hardly are. Wait for the save before leaving."""
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(dict(trees)))
+    with ocp.Context(  # its limit must lie above the largest leaf
+        memory_options=ocp.options.MemoryOptions(write_concurrent_bytes=largest + 2**20),
+        array_options=ocp.options.ArrayOptions(
+            saving=ocp.options.ArrayOptions.Saving(use_compression=False)
+        ),
+    ):
+        yield
 
 
 class _Keep:
