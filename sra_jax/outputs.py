@@ -1,6 +1,9 @@
 """Places to write results to, refused before anything expensive starts rather than after it."""
 
+import contextlib
+import fcntl
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from sra_jax.errors import InputError
@@ -38,6 +41,21 @@ def writable_directory(path: str) -> Path:
     except OSError as error:
         raise _refusal(path, error) from None
     return directory
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Keeps other commands that claim `directory` out of it. Raises InputError: one is in it."""
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process writes to {directory}; wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _expect_local(path: str) -> None:

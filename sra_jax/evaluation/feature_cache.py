@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,6 +21,18 @@ INDEX_FILE = "index.json"
 SCRATCH_ENDING = ".tmp"
 
 _log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def disk_failures_told(directory: Path) -> Iterator[None]:
+    """Turns what the disk refuses while entered into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {directory} ({error.strerror or error}); make room, or give another "
+            "--out: what was finished is kept"
+        ) from None
 
 
 class Shape(NamedTuple):
@@ -47,7 +59,7 @@ class FeatureCache:
         text = json.dumps(identity, sort_keys=True)
         code = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.directory, self.shape = root / f"{name}-{code}", shape
-        with _told(self.directory):
+        with disk_failures_told(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             for scratch in self.directory.glob(f"*{SCRATCH_ENDING}"):  # of a run that was killed
                 scratch.unlink()
@@ -78,7 +90,7 @@ class FeatureCache:
         self._check_room(len(blocks))
         names = [_name(block, time) for block in blocks]
         sums, norms = [0] * len(names), np.zeros(len(names))
-        with _told(self.directory):
+        with disk_failures_told(self.directory):
             with contextlib.ExitStack() as stack:
                 files = [stack.enter_context(open(self._scratch(n), "wb")) for n in names]
                 for file in files:
@@ -145,21 +157,9 @@ class FeatureCache:
 
 
 def _name(block: int, time: float) -> str:
-    return f"block{block:02d}-t{time:g}.npy"
+    return f"block{block:02d}-t{time}.npy"
 
 
 def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _told(directory: Path):
-    """What the disk refuses, in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {directory} ({error.strerror or error}); make room, or give another "
-            "--out: what was finished is kept"
-        ) from None

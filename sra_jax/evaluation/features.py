@@ -65,25 +65,34 @@ class Lens:
         numbers: jax.Array,
         t: jax.Array,
         blocks: tuple[int, ...],
-    ) -> jax.Array:
-        """Features [K, B, N, D] of K increasing `blocks` at one time `t` [] of the process."""
+    ) -> "Seen":
+        """What K increasing `blocks` make of the images at one time `t` [] of the process."""
         x, noise = self.show(moments, numbers)
         times = jnp.full(len(x), t)
+        noisy = self.process.corrupt(x, noise, times)
         features = self.model.apply(
             {"params": params},
-            self.process.corrupt(x, noise, times),
+            noisy,
             times,
             self.null_labels(len(x)),
             taps=blocks,
             stop_at=blocks[-1],
         ).features
-        return jnp.stack([features[block] for block in blocks])
+        return Seen(noisy, jnp.stack([features[block] for block in blocks]))
 
     @partial(jax.jit, static_argnames=("self", "blocks"))
     def pooled_features(self, params, moments, numbers, t, blocks) -> "Pooled":
         """The same, averaged over patches in float32."""
-        features = self.patch_features(params, moments, numbers, t, blocks).astype(jnp.float32)
+        seen = self.patch_features(params, moments, numbers, t, blocks)
+        features = seen.features.astype(jnp.float32)
         return Pooled(features.mean(axis=2), jnp.linalg.norm(features, axis=-1).mean(axis=2))
+
+
+class Seen(NamedTuple):
+    """Noisy latents, [B, H, W, C], and the features that blocks made of them, [K, B, N, D]."""
+
+    inputs: jax.Array
+    features: jax.Array
 
 
 class Pooled(NamedTuple):

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy: how well features sort classes before anything is fitted to them."""
+"""k-nearest-neighbour accuracy: how well features sort classes with nothing fitted to them."""
 
 from functools import partial
 

@@ -56,9 +56,7 @@ class PaperProtocol:
         """Fits features `x` [P, N, D] to `labels` [N]; `seed` orders the batches."""
         batch = min(self.batch_size, len(labels))
         steps = len(labels) // batch
-        optimizer = optax.adam(
-            optax.cosine_decay_schedule(self.learning_rate, self.epochs * steps)
-        )
+        optimizer = optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.epochs * steps))
         linear, state = _start(optimizer, x, classes)
         for epoch in range(self.epochs):
             order = jax.random.permutation(stream_key(seed, "probe order", epoch), len(labels))
@@ -139,7 +137,7 @@ def accuracy(linear: Linear, x: jax.Array, labels: jax.Array) -> Accuracy:
 
 
 def _start(optimizer: optax.GradientTransformation, x: jax.Array, classes: int):
-    """Linear layers of zeros for features `x` [P, N, D], and the optimiser's state, placed alike."""
+    """Linear layers of zeros for features `x` [P, N, D], and the optimiser's state, placed so."""
     sets, _, width = x.shape
     linear = Linear(jnp.zeros((sets, width, classes)), jnp.zeros((sets, classes)))
     started = linear, jax.vmap(optimizer.init)(linear)

@@ -1,4 +1,4 @@
-"""Simple spectra of features: into how many directions they spread, and how student and teacher agree.
+"""Simple spectra of features: into how many directions they spread, how student and teacher agree.
 
 The features' norms, which grow as training goes on, come with the features themselves.
 """
@@ -14,6 +14,8 @@ import numpy as np
 from sra_jax.evaluation.features import Lens
 from sra_jax.sra import SRAConfig, sra_loss
 
+AT_ONCE = 64  # images
+
 
 def effective_rank(features: np.ndarray) -> float:
     """Into how many directions the rows of [N, D] spread, from 1 to D; 0 if they are all alike.
@@ -22,47 +24,55 @@ def effective_rank(features: np.ndarray) -> float:
     Vetterli 2007, "The effective rank").
     """
     centred = np.asarray(features, np.float64)
-    values = np.linalg.svd(centred - centred.mean(axis=0), compute_uv=False)
+    centred -= centred.mean(axis=0)
+    squares = np.linalg.eigvalsh(centred.T @ centred)  # far quicker than the values themselves
+    values = np.sqrt(np.maximum(squares, 0))
     if not values.max(initial=0) > 0:
         return 0.0
     shares = values[values > 0] / values.sum()
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
-def mean_gap(method: SRAConfig) -> float:
-    """The mean of u: between no gap (0) and the largest (1), which a fixed gap always is."""
-    return 1.0 if method.gap == "fixed" else 0.5
-
-
-@partial(jax.jit, static_argnames=("lens", "method"))
-def alignment_cosine(
+def alignment(
     lens: Lens,
     method: SRAConfig,
     student: Any,
     teacher: Any,
-    moments: jax.Array,
-    numbers: jax.Array,
-    t: jax.Array,
-) -> jax.Array:
-    """Cosine, averaged over patches, of what the method pulls together, for each image: [B].
+    moments: np.ndarray,
+    numbers: np.ndarray,
+    time: float,
+) -> float:
+    """Mean cosine of what the method pulls together, over images and their patches.
 
-    On one side the projected features of the student's block at the process's time `t` [], by the
-    parameters `student`; on the other those of the teacher's block at the teacher's mean time, by
-    `teacher`. `moments` [B, H, W, 2 C] and `numbers` [B] are the images.
+    On one side the projected features of the student's block at `time` in [0, 1], by the parameters
+    `student`; on the other those of the teacher's block at the teacher's mean time, by `teacher`.
+    `moments` [N, H, W, 2 C] and `numbers` [N] are the images.
     """
+    t = lens.process.model_time(time)
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(numbers), AT_ONCE)]
+    cosines = [
+        _cosines(lens, method, student, teacher, moments[part], numbers[part], t) for part in parts
+    ]
+    return float(np.concatenate(cosines).mean())
+
+
+@partial(jax.jit, static_argnames=("lens", "method"))
+def _cosines(lens, method, student, teacher, moments, numbers, t):
+    """Of each image: [B]."""
     x, noise = lens.show(moments, numbers)
     times = jnp.full(len(x), t)
-    model = lens.model
+    u = jnp.full(len(x), 1.0 if method.gap == "fixed" else 0.5)  # the mean of what training draws
+    apply = lens.model.apply
     losses = sra_loss(
         dataclasses.replace(method, distance="cosine"),
         lens.process,
-        partial(model.apply, {"params": student}),
-        partial(model.apply, {"params": teacher}),
-        partial(model.apply, {"params": student}, method="project"),
+        partial(apply, {"params": student}),
+        partial(apply, {"params": teacher}),
+        partial(apply, {"params": student}, method="project"),
         x,
         lens.null_labels(len(x)),
         noise,
         times,
-        lens.process.teacher_time(times, jnp.full(len(x), mean_gap(method)), method.gap_max),
+        lens.process.teacher_time(times, u, method.gap_max),
     )
     return 1 - losses.alignment

@@ -1,6 +1,6 @@
 """What a diffusion process owes the rest of the system: all of it, on this page.
 
-Training needs the first four methods below; guidance and probes, which speak of times in [0, 1], the
+Training needs the first four methods below; guidance and probes, whose times are in [0, 1], the
 other two. Sampling needs, for each name in `solvers`, what that solver asks of a process
 (`sra_jax/sampling/solvers.py`). To add a process, write one file with one class and name it in
 `sra_jax/processes/__init__.py`.

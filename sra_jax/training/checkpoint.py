@@ -137,6 +137,15 @@ class CheckpointStore:
         """
         return self._read(step, lambda found: self._manifest(found)["metadata"])
 
+    def names(self, step: int | None = None) -> set[str]:
+        """The names of the trees saved with `step`, or with the newest whose metadata can be read.
+
+        Raises CheckpointError if there is none.
+        """
+        return self._read(
+            step, lambda found: {p.split("/")[0] for p in self._manifest(found)["fingerprint"]}
+        )
+
     def restore(
         self, abstract: Mapping[str, PyTree], step: int | None = None
     ) -> tuple[int, dict[str, PyTree]]:
