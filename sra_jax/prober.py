@@ -17,7 +17,7 @@ from sra_jax.data.digits import ensure_digits
 from sra_jax.data.latents import LatentSource
 from sra_jax.data.loading import digest
 from sra_jax.data.sources import EMBEDDED_DIGITS
-from sra_jax.errors import InputError, expect_one_of
+from sra_jax.errors import InputError
 from sra_jax.evaluation.feature_cache import FeatureCache, Shape, disk_failures_told
 from sra_jax.evaluation.features import Lens, Selection, place_params
 from sra_jax.evaluation.holdout import hold_out, open_fitting
@@ -91,6 +91,9 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
     times = parse_times(request.times)
     _check(request)
     steps = _choose_steps(request, workdir)
+    with CheckpointStore(workdir) as store:
+        for step in steps:
+            workdirs.expect_weights(store, request.weights, step)
     out = writable_directory(os.fspath(workdir / "probe") if request.out is None else request.out)
     with claimed(out):
         train, test = _open_data(request, saved, out)
@@ -146,7 +149,6 @@ def _parse_list(name: str, text: str, kind: type, expected: str) -> list:
 
 
 def _check(request: ProbeRequest) -> None:
-    expect_one_of("weights", request.weights, workdirs.TREES)
     choose_protocol(request.protocol, 0)
     if request.num < 0:
         raise InputError(f"num is {request.num}, expected at least 0 (0 is all images)")

@@ -180,19 +180,26 @@ def load_model(
     saved = read(open_directory(workdir))
     experiment = Experiment.from_dict(saved.config)
     model = DiffusionTransformer(experiment.transformer(platform or jax.default_backend()))
-    name = TREES[weights]
     shapes = jax.eval_shape(lambda key: init_params(model, key, experiment.head), jax.random.key(0))
     with CheckpointStore(workdir) as store:
-        if name not in (there := store.names(step)):
-            others = ", ".join(other for other, tree in TREES.items() if tree in there)
-            raise InputError(
-                f"the checkpoints in {workdir} hold no {weights} weights, but {others or 'others'};"
-                " choose other --weights"
-            )
+        expect_weights(store, weights, step)
+        name = TREES[weights]
         step, trees = store.restore({name: shapes}, step)
     # A process samples and probes on its own devices, with its own copy.
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), trees[name])
     return TrainedModel(experiment, saved.data, model, params, step)
+
+
+def expect_weights(store: CheckpointStore, weights: str, step: int | None = None) -> None:
+    """Raises InputError unless the checkpoint of `step`, or the newest, holds such weights."""
+    expect_one_of("weights", weights, TREES)
+    there = store.names(step)
+    if TREES[weights] not in there:
+        others = ", ".join(name for name, tree in TREES.items() if tree in there) or "neither"
+        raise InputError(
+            f"the checkpoint in {store.directory} has no {weights} weights, expected one of: "
+            f"{others}; choose other --weights"
+        )
 
 
 def _plain(data: LatentSpec) -> dict[str, Any]:
