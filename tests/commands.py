@@ -141,6 +141,7 @@ def serve() -> None:
     """Answers the requests of a `Forks`, one JSON line each."""
     # Imported, not used: no device is touched before the fork.
     import sra_jax.evaluator
+    import sra_jax.prober
     import sra_jax.sampler
     import sra_jax.trainer
     import sra_jax.training.tensorboard  # noqa: F401

@@ -106,7 +106,7 @@ class FeatureCache:
                     _flush(file)
             for name, checksum, norm in zip(names, sums, norms, strict=True):
                 os.replace(self._scratch(name), self.directory / name)
-                self._index[name] = {"crc32": checksum, "norm": norm / self.shape.count}
+                self._index[name] = {"crc32": checksum, "norm": float(norm) / self.shape.count}
             self._write_text(INDEX_FILE, json.dumps(self._index, indent=2, sort_keys=True))
         self._whole.update(names)
 

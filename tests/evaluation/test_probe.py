@@ -84,7 +84,8 @@ def test_the_quick_protocol_finds_the_optimum_of_scikit_learn():
     linear = QUICK.fit(x, jnp.asarray(labels), CLASSES, 0, untold)
     model = LogisticRegression(tol=1e-8, max_iter=5000).fit(np.asarray(x[0]), labels)
     assert relative_error(linear.kernel[0], model.coef_.T) < 0.01
-    assert abs(np.asarray(linear.bias[0]) - model.intercept_).max() < 0.01
+    shares = jax.nn.softmax(x[0] @ linear.kernel[0] + linear.bias[0])
+    np.testing.assert_allclose(shares, model.predict_proba(np.asarray(x[0])), atol=0.01)
 
 
 def test_the_papers_protocol_is_adam_along_a_cosine():
@@ -130,9 +131,9 @@ def test_the_norm_has_the_training_sets_statistics():
     x, y = standardise(train, test)
     for i in range(2):
         expected = norm.train()(torch.tensor(train[i])).numpy()
-        np.testing.assert_allclose(x[i], expected, atol=2e-5)
+        np.testing.assert_allclose(x[i], expected, atol=1e-4)
     mean, scale = train[1].mean(0), np.sqrt(train[1].var(0) + 1e-5)
-    np.testing.assert_allclose(y[1], (test[1] - mean) / scale, atol=2e-5)
+    np.testing.assert_allclose(y[1], (test[1] - mean) / scale, atol=1e-4)
     assert not np.asarray(x[0, :, 2]).any()
 
 

@@ -38,7 +38,7 @@ def test_alignment_is_the_cosine_of_what_training_compares(
     monkeypatch, sit, sit_model, gap, teacher_time
 ):
     monkeypatch.setattr(spectra, "AT_ONCE", 2)
-    student, teacher = sit.params("student"), sit.params("ema")
+    student, teacher = sit.params("student"), sit.params("teacher")
     method = SRAConfig(2, 3, gap=gap, gap_max=0.2, distance="l1")
     lens = Lens(DiffusionTransformer(sit.config), Interpolant(), 0.5, 0.1, seed=7)
     side, channels = sit.config.input_size, sit.config.in_channels
