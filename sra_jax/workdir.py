@@ -20,6 +20,7 @@ from sra_jax.training.checkpoint import CheckpointStore
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+TREES = {"ema": "ema", "student": "params"}  # what a checkpoint calls the two kinds of weights
 
 # What may change when a run goes on: how long, how often, on which devices, and where the data lie.
 # Everything else changes the numbers.
@@ -197,19 +198,32 @@ def load_model(
     """Opens a workdir's model with its "ema" or "student" weights, of `step` or the newest.
 
     Raises:
-      InputError: no run, no checkpoint, or unknown weights.
+      InputError: no run, no checkpoint, or unknown weights, or such as the checkpoint lacks.
     """
-    expect_one_of("weights", weights, ("ema", "student"))
+    expect_one_of("weights", weights, TREES)
     saved = read(open_directory(workdir))
     experiment = Experiment.from_dict(saved.config)
     model = DiffusionTransformer(experiment.transformer(platform or jax.default_backend()))
-    name = {"ema": "ema", "student": "params"}[weights]
     shapes = jax.eval_shape(lambda key: init_params(model, key, experiment.head), jax.random.key(0))
     with CheckpointStore(workdir) as store:
+        expect_weights(store, weights, step)
+        name = TREES[weights]
         step, trees = store.restore({name: shapes}, step)
     # A process samples and probes on its own devices, with its own copy.
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), trees[name])
     return TrainedModel(experiment, saved.data, model, params, step)
+
+
+def expect_weights(store: CheckpointStore, weights: str, step: int | None = None) -> None:
+    """Raises InputError unless the checkpoint of `step`, or the newest, holds such weights."""
+    expect_one_of("weights", weights, TREES)
+    there = store.names(step)
+    if TREES[weights] not in there:
+        others = ", ".join(name for name, tree in TREES.items() if tree in there) or "neither"
+        raise InputError(
+            f"the checkpoint in {store.directory} has no {weights} weights, expected one of: "
+            f"{others}; choose other --weights"
+        )
 
 
 def _plain(data: LatentSpec) -> dict[str, Any]:

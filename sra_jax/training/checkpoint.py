@@ -155,6 +155,15 @@ class CheckpointStore:
         """
         return self._read(step, lambda found: _together(lambda: self._manifest(found))["metadata"])
 
+    def names(self, step: int | None = None) -> set[str]:
+        """The names of the trees saved with `step`, or with the newest whose metadata can be read.
+
+        Raises CheckpointError if there is none.
+        """
+        return self._read(
+            step, lambda found: {p.split("/")[0] for p in self._manifest(found)["fingerprint"]}
+        )
+
     def restore(
         self,
         abstract: Mapping[str, PyTree],
