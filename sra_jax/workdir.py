@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from sra_jax.configuration import base_config
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
@@ -144,8 +145,8 @@ def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -
     path = workdir / CONFIG_FILE
     if CheckpointStore(workdir).steps():
         saved = read(workdir)
-        now = {"config": config, "data": _plain(data)}
-        was = {"config": saved.config, "data": _plain(saved.data)}
+        now = {"config": _completed(config), "data": _plain(data)}
+        was = {"config": _completed(saved.config), "data": _plain(saved.data)}
         if saved.data.num_examples == 0:
             _expect_same_head(workdir, saved.config, config)
             was, now = (
@@ -224,6 +225,13 @@ def expect_weights(store: CheckpointStore, weights: str, step: int | None = None
             f"the checkpoint in {store.directory} has no {weights} weights, expected one of: "
             f"{others}; choose other --weights"
         )
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the fields that it lacks, as they are in the default one: a field that came
+    with a newer version stands for what the code did before."""
+    default = json.loads(base_config().to_json())
+    return {name: default.get(name, {}) | fields for name, fields in config.items()}
 
 
 def _plain(data: LatentSpec) -> dict[str, Any]:
