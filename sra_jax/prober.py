@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,7 +270,8 @@ def _align(plan: _Plan, trained: workdirs.TrainedModel) -> list[dict[str, float]
     params = {request.weights: trained.params}
     for weights in workdirs.TREES.keys() - params.keys():
         params[weights] = workdirs.load_model(request.workdir, weights, trained.step).params
-    lens, numbers = _lens(plan, trained), plan.test.numbers[:ALIGNED_IMAGES]
+    lens, numbers = _lens(plan, trained), plan.test.numbers
+    numbers = numbers[:: math.ceil(len(numbers) / ALIGNED_IMAGES)]
     moments = plan.test.source.read(numbers.tolist())["moments"]
     cosines = [
         alignment(lens, method, params["student"], params["ema"], moments, numbers, time)

@@ -18,6 +18,7 @@ from sra_jax import workdir as workdirs
 from sra_jax.data.digits import load_digits
 from sra_jax.errors import InputError, RunError
 from sra_jax.evaluation import survey
+from sra_jax.outputs import claimed
 from sra_jax.prober import ProbeRequest, probe
 from sra_jax.training.checkpoint import CheckpointStore
 
@@ -152,6 +153,14 @@ def test_features_that_are_not_finite_end_the_probe(copied):
         store.save(180, {"ema": jax.tree.map(jax.numpy.asarray, broken)}, {})
     with pytest.raises(RunError, match=r"not finite; take another checkpoint"):
         probe(ProbeRequest(str(copied), blocks="1", times="0.1"))
+
+
+def test_two_probes_do_not_write_to_one_place(copied):
+    with (
+        claimed(copied / "probe"),
+        pytest.raises(InputError, match=r"another process writes to .*probe; wait .* --out"),
+    ):
+        probe(ProbeRequest(str(copied)))
 
 
 BAD = {

@@ -1,5 +1,6 @@
 """All that is asked of the features of every block at every time."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -114,11 +115,13 @@ def _survey_group(
     told: Callable[[float], None],
 ) -> list[CellReport]:
     loaded = [[half.cache.load(*cell) for cell in cells] for half in (train, test)]
-    x, y = standardise(*(spread(features, devices) for features in loaded))
-    linear = protocol.fit(x, train.images.labels, classes, seed, told)
-    scores = accuracy(linear, y, test.images.labels)
-    knn = np.asarray(knn_accuracy(x, train.images.labels, y, test.images.labels, classes))
-    top1, top5 = np.asarray(scores.top1), np.asarray(scores.top5)
+    labels, test_labels = train.images.labels, test.images.labels
+    with jax.default_matmul_precision("float32"):  # a TPU would round features to bfloat16
+        x, y = standardise(*(spread(features, devices) for features in loaded))
+        linear = protocol.fit(x, labels, classes, seed, told)
+        top1, top5 = (np.asarray(share) for share in accuracy(linear, y, test_labels))
+        knn = np.asarray(knn_accuracy(x, labels, y, test_labels, classes))
+    every = math.ceil(len(labels) / RANK_IMAGES)  # a stride, as a set may be ordered by class
     return [
         CellReport(
             block=block,
@@ -126,7 +129,7 @@ def _survey_group(
             top1=float(top1[i]),
             top5=float(top5[i]),
             knn=float(knn[i]),
-            effective_rank=effective_rank(loaded[0][i][:RANK_IMAGES]),
+            effective_rank=effective_rank(loaded[0][i][::every]),
             feature_norm=test.cache.norm(block, time),
         )
         for i, (block, time) in enumerate(cells)
