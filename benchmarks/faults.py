@@ -1,6 +1,6 @@
 """What is lost when training, encoding and sampling are killed, stopped and damaged, many times.
 
-  python benchmarks/faults.py [--rounds=25] [--seed=0] [--folder=DIR]
+  python benchmarks/faults.py [--rounds=12] [--seed=0] [--folder=DIR]
 
 Everything is done by the commands themselves, on the digits, with a tiny model that keeps only its
 newest checkpoint. In every round each fault is injected once, at a random moment, and the same
@@ -27,7 +27,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from commands import Forks, Kill, Result, assert_bit_identical, digits, saved_arrays
 
-STEPS, EVERY = 400, 5
+STEPS, EVERY = 150, 5
+DELETION = "SIGKILL inside the deletion of the old checkpoint"
 PARTS = {"params", "ema", "opt_state", "step", "_CHECKPOINT_METADATA"}  # of a checkpoint
 
 
@@ -60,9 +61,9 @@ class Runs:
             "sample": lambda: [
                 f"--workdir={self.folder / 'first'}",
                 f"--out={self.folder / target}.npz",
-                "--num=600",
+                "--num=200",
                 "--chunk=20",
-                "--steps=20",
+                "--steps=10",
             ],
         }[name]()
         result = self.forks.run(name, flags, kill)
@@ -137,33 +138,40 @@ def disturb_training(runs: Runs, tally: Tally, target: str) -> list[str]:
         ("SIGKILL while compiling or training", workdir, r"\.lock", 2.0),
         ("SIGKILL inside an asynchronous save", checkpoints, r"\d+\.orbax.*", 0.05),
         ("SIGKILL just after a save", checkpoints, r"\d+", 0.005),
+        (DELETION, checkpoints, r".+", 0.003),
         ("SIGTERM while training", checkpoints, r"\d+", 0.2),
     ]
-    injected, logged, reached = [], 0, 0
-    for fault, directory, pattern, longest in [moments[0], *runs.random.sample(moments, 6)]:
+    injected, made = [], 0
+    for fault, directory, pattern, longest in [moments[0], *runs.random.sample(moments, 7)]:
         (workdir / ".lock").unlink(missing_ok=True)  # its appearance is waited for
         number = signal.SIGTERM if "SIGTERM" in fault else signal.SIGKILL
-        kill = Kill(runs.random.uniform(0, longest), str(directory), pattern, number)
+        if fault == DELETION:
+            steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+            directory = checkpoints / str(max(steps, default=0))
+        delay = runs.random.uniform(0, longest)
+        kill = Kill(delay, str(directory), pattern, number, gone=fault == DELETION)
         result = runs.run("train", target, kill)
         if injected:
-            settle(tally, injected, logged, reached, result)
-        logged, reached = last_logged(result.out), resumed_from(result.out)
+            settle(tally, injected, made, result)
+        made = max(last_logged(result.out), resumed_from(result.out)) or made
         if result.code not in (-signal.SIGKILL, 75):
             break  # it had finished
-        injected.append(fault)
-        if number == signal.SIGKILL and is_half_deleted(checkpoints):
-            injected[-1] = "SIGKILL inside the deletion of the old checkpoint"
+        left = is_half_deleted(checkpoints)
+        injected.append(
+            f"{fault}, {'half' if left else 'all'} of it gone" if fault == DELETION else fault
+        )
     result = runs.run("train", target)
-    settle(tally, injected, logged, reached, result)
+    settle(tally, injected, made, result)
     return injected
 
 
-def settle(tally: Tally, injected: list[str], logged: int, reached: int, after: Result) -> None:
-    """Counts the last fault, now that the run after it has said where it goes on."""
-    if "resuming" in after.out or "compil" in after.out:  # else it was killed before it could say
-        tally.add(injected[-1], max(logged, reached) - resumed_from(after.out))
-    else:
-        tally.add(injected[-1])
+def settle(tally: Tally, injected: list[str], made: int, after: Result) -> None:
+    """Counts the last fault, which came when `made` steps were made, by where it goes on `after`.
+
+    A run that was killed before it could say so leaves that open.
+    """
+    said = "resuming" in after.out or "compiling" in after.out
+    tally.add(injected[-1], made - resumed_from(after.out) if said else None)
 
 
 def is_half_deleted(checkpoints: Path) -> bool:
@@ -239,7 +247,7 @@ def disturb(runs: Runs, tally: Tally, target: str, name: str) -> list[str]:
 def main() -> None:
     """Injects faults, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="where to put the temporary directory")
     options = parser.parse_args()
@@ -259,6 +267,7 @@ def main() -> None:
                     tally.add_wrong(faults)
                 shutil.rmtree(runs.folder / target, ignore_errors=True)
             print(f"round {number + 1}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+            print(tally.table(), file=sys.stderr)
     print(tally.table())
     kills = sum(count for fault, count in tally.count.items() if "SIGKILL" in fault)
     print(f"\n{kills} times SIGKILL; results that differ: {sum(tally.wrong.values())}")

@@ -16,7 +16,6 @@ A workdir becomes a file in the layout of the SRA authors: a .safetensors holds 
 from absl import flags
 
 from sra_jax import command
-from sra_jax.converter import ConvertRequest, convert
 
 _SOURCE = flags.DEFINE_string("source", None, "File (.pt, .pth, .safetensors), or workdir.")
 _OUT = flags.DEFINE_string("out", None, "Workdir to make, or file to write (.pt, .safetensors).")
@@ -49,6 +48,8 @@ _STEP = flags.DEFINE_integer("step", None, "Of a workdir: its checkpoint; the ne
 
 def main() -> None:
     """Converts as the flags say."""
+    from sra_jax.converter import ConvertRequest, convert  # takes seconds: once signals are heeded
+
     convert(
         ConvertRequest(
             source=_SOURCE.value,

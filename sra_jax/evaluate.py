@@ -21,8 +21,6 @@ the numbers go to WORKDIR/evaluation.jsonl and TensorBoard, and the run keeps it
 from absl import flags
 
 from sra_jax import command
-from sra_jax.evaluator import FEATURES, EvaluateRequest, evaluate
-from sra_jax.watcher import watch
 
 _SAMPLES = flags.DEFINE_string("samples", None, "Images to measure.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run to draw them from, with its EMA weights.")
@@ -31,8 +29,8 @@ _VAE = flags.DEFINE_string("vae", None, "Folder of the VAE's weights, for latent
 _REFERENCE = flags.DEFINE_string("reference", None, "Real images, or their statistics.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint of --workdir; the newest if not given.")
 _WATCH = flags.DEFINE_bool("watch", False, "Measure the checkpoints of --workdir as they appear.")
-_FEATURES = flags.DEFINE_enum(
-    "features", None, FEATURES, "What is compared; inception with --inception, else pixels."
+_FEATURES = flags.DEFINE_string(
+    "features", None, "inception, probe or pixels; the first with --inception, else the last."
 )
 _METRICS = flags.DEFINE_string("metrics", None, "Some of fid,sfid,is,pr; all if not given.")
 _INCEPTION = flags.DEFINE_string("inception", None, "Inception's weights, .pth or .safetensors.")
@@ -42,6 +40,10 @@ command.define_process_flags()
 
 def main() -> None:
     """Evaluates as the flags say."""
+    # They take seconds to import: only once signals are heeded.
+    from sra_jax.evaluator import EvaluateRequest, evaluate
+    from sra_jax.watcher import watch
+
     command.join_processes()
     request = EvaluateRequest(
         reference=_REFERENCE.value,

@@ -14,7 +14,6 @@ are kept there and used again; WORKDIR/probe/features may be deleted at any time
 from absl import flags
 
 from sra_jax import command
-from sra_jax.prober import ProbeRequest, probe
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _BLOCKS = flags.DEFINE_string("blocks", "all", "all, or a list like 1,8,20, counted from 1.")
@@ -35,6 +34,8 @@ _OUT = flags.DEFINE_string("out", None, "Directory to write to; WORKDIR/probe if
 
 def main() -> None:
     """Probes as the flags say."""
+    from sra_jax.prober import ProbeRequest, probe  # takes seconds: once signals are heeded
+
     probe(
         ProbeRequest(
             workdir=_WORKDIR.value,

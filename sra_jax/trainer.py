@@ -29,6 +29,7 @@ from sra_jax.parallel import (
     sharding_table,
 )
 from sra_jax.program import TrainProgram, make_program
+from sra_jax.provenance import data_fingerprint
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.loop import run_steps
 from sra_jax.training.reporting import Reporter, Workload, format_seconds
@@ -57,7 +58,7 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
         workdirs.prepare(directory)
         program = make_program(experiment, source.spec, mesh)
         with workdirs.claimed(directory):
-            workdirs.remember(directory, config, source.spec)
+            workdirs.remember(directory, config, source.spec, data_fingerprint(source.files))
             finished = _train(experiment, config, directory, source, mesh, program, stop)
         return 0 if finished else stop.exit_code
 

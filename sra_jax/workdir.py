@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
 from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.provenance import code_version
 from sra_jax.training.checkpoint import CheckpointStore
 
 FORMAT_VERSION = 1
@@ -56,11 +58,16 @@ CONVERTED_FIELDS = (
 )
 
 
+_log = logging.getLogger(__name__)
+
+
 class SavedRun(NamedTuple):
     """What a workdir remembers of its run."""
 
     config: dict[str, Any]
     data: LatentSpec
+    fingerprint: str | None  # of the data's bytes; None where an older version has written the file
+    code: dict[str, str] | None  # likewise
 
 
 class TrainedModel(NamedTuple):
@@ -132,18 +139,25 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -> None:
-    """Writes what the run is; once it has a checkpoint, checks that it is what it was.
+def remember(
+    workdir: epath.Path,
+    config: Mapping[str, Any],
+    data: LatentSpec,
+    fingerprint: str | None = None,
+) -> None:
+    """Writes what the run is; once it has a checkpoint, checks that it is what it was. Other code
+    than before is logged as a warning.
 
-    Of converted weights only the model and the meaning of its latents are fixed.
+    `fingerprint` is that of the data's bytes; without one they are not compared. Of converted
+    weights only the model and the meaning of its latents are fixed.
 
     Raises:
       InputError: the workdir was made with another config or other data; names what differs.
       OSError: it cannot be written.
     """
-    config = json.loads(json.dumps(config))
-    path = workdir / CONFIG_FILE
-    if CheckpointStore(workdir).steps():
+    config, code = json.loads(json.dumps(config)), code_version()
+    path, steps = workdir / CONFIG_FILE, CheckpointStore(workdir).steps()
+    if steps:
         saved = read(workdir)
         now = {"config": _completed(config), "data": _plain(data)}
         was = {"config": _completed(saved.config), "data": _plain(saved.data)}
@@ -153,16 +167,29 @@ def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -
                 {name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now)
             )
         differing = _differences(was, now)
+        if (
+            not differing
+            and None not in (saved.fingerprint, fingerprint)
+            and saved.fingerprint != fingerprint
+        ):
+            differing = ["the data's bytes are others"]
         if differing:
             raise InputError(
                 f"{workdir} was made with another setting: {'; '.join(differing)}; restore it, or "
                 "choose another --workdir"
             )
-    if jax.process_index() > 0:
-        return
-    text = json.dumps(
-        {"format_version": FORMAT_VERSION, "config": config, "data": _plain(data)}, indent=2
-    )
+        if changed := _differences(saved.code or code, code):
+            _log.warning("other code than before: %s; numbers may differ", "; ".join(changed))
+    if jax.process_index() > 0 or (steps and steps[-1] >= config["train"]["steps"]):
+        return  # a run that has gone further than it is asked to stays what it is
+    remembered = {
+        "format_version": FORMAT_VERSION,
+        "config": config,
+        "data": _plain(data),
+        "data_fingerprint": fingerprint,
+        "code": code,
+    }
+    text = json.dumps(remembered, indent=2)
     scratch = workdir / f".{CONFIG_FILE}.tmp"
     scratch.write_text(text + "\n")
     scratch.replace(path)
@@ -182,15 +209,15 @@ def read(workdir: epath.Path) -> SavedRun:
     try:
         saved = json.loads(path.read_text())
         version = saved["format_version"]
-        if version > FORMAT_VERSION:
-            raise InputError(
-                f"{path} has format {version}, expected {FORMAT_VERSION}: update sra_jax"
-            )
-        return SavedRun(saved["config"], LatentSpec(**saved["data"]))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
+        if isinstance(version, int) and version <= FORMAT_VERSION:
+            data = LatentSpec(**saved["data"])
+            Experiment.from_dict(saved["config"])
+            return SavedRun(saved["config"], data, saved.get("data_fingerprint"), saved.get("code"))
+    except (ValueError, KeyError, TypeError, OSError) as error:  # InputError is a ValueError
+        raise InputError(
+            f"{path} is damaged or of another version ({error}); restore it from a copy"
+        ) from None
+    raise InputError(f"{path} has format {version}, expected {FORMAT_VERSION}: update sra_jax")
 
 
 def load_model(

@@ -115,12 +115,14 @@ def assert_bit_identical(arrays: dict[str, np.ndarray], expected: dict[str, np.n
 
 class Kill(NamedTuple):
     """When to send a command a signal: `delay` seconds after its start or, with a `pattern`, after
-    a name that matches it and was not there at the start has appeared in `directory`."""
+    a name that matches it and was not there at the start has appeared in `directory`; or, if
+    `gone`, after one that was there has disappeared."""
 
     delay: float
     directory: str = ""
     pattern: str = ""
     number: int = signal.SIGKILL
+    gone: bool = False
 
 
 class Forks:
@@ -187,7 +189,7 @@ def _names(kill: Kill) -> set[str]:
 
 def _kill(child: int, kill: Kill, there: set[str]) -> None:
     """Kills the child when it is time to, if it has not ended before."""
-    while kill.pattern and not _names(kill) - there:
+    while kill.pattern and not (there - _names(kill) if kill.gone else _names(kill) - there):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             return
         time.sleep(0.0005)
