@@ -1,6 +1,6 @@
 """Whether training ever waits for its input: reading, copying, stepping, apart and together.
 
-  python benchmarks/input.py [--model=S/8] [--batch=64] [--folder=DIR]
+  python benchmarks/input.py [--model=S/8] [--batch=16] [--folder=DIR]
 
 Reads the records that benchmarks/reader.py writes. "Apart" is what each takes alone for one batch;
 "one after another" reads, copies and steps in turn; "overlapped" is the trainer's own loop, whose
@@ -25,14 +25,14 @@ from sra_jax.training.loop import run_steps
 from sra_jax.training.reporting import Reporter, Workload
 from sra_jax.training.signals import StopSignals
 
-STEPS = 40  # in each report of the loop
+STEPS = 10  # in each report of the loop
 
 
 def main() -> None:
     """Writes the records, measures and prints two tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="S/8")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", help="where to put the temporary directory")
     options = parser.parse_args()
