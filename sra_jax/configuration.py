@@ -23,7 +23,7 @@ IMAGENET_OPTIONS = {
 BEST_LAYOUTS = {
     "v5e:4x4": ((2, 8, 1), "dots"),
     "v5e:16x16": ((16, 16, 1), "dots"),
-    "v5p:2x2x4": ((16, 1, 1), "none"),
+    "v5p:2x2x4": ((16, 1, 1), "dots"),
 }
 # The released code's schedule, by resolution: its last epoch of constant weight, counted from 0,
 # and in how many epochs after it the weight falls to a tenth.

@@ -345,6 +345,24 @@ def test_without_remat_only_matrix_products_are_kept():
     assert sum(leaf.size for leaf in activations) == config.depth * values
 
 
+@pytest.mark.parametrize(("remat", "passes"), [("none", 1), ("dots", 2), ("full", 2)])
+def test_cudnn_attention_is_a_product_too(monkeypatch, remat, passes):
+    """Its primitives are traced as on a GPU; none is needed to see which are computed again."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    config = dataclasses.replace(SMALL, width=128, dtype="bfloat16", attention="cudnn", remat=remat)
+    model, inputs = DiffusionTransformer(config), random_inputs(config, 0, batch=2)
+    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
+
+    def loss(params):
+        return jnp.sum(model.apply({"params": params}, *inputs).prediction)
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(params))
+    assert program.count("dot_product_attention_fwd_wrapper") == passes
+    assert program.count("dot_product_attention_bwd_wrapper") == 1
+
+
 # Initialisation.
 
 
