@@ -167,11 +167,8 @@ def remember(
                 {name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now)
             )
         differing = _differences(was, now)
-        if (
-            not differing
-            and None not in (saved.fingerprint, fingerprint)
-            and saved.fingerprint != fingerprint
-        ):
+        other = fingerprint and saved.fingerprint and fingerprint != saved.fingerprint
+        if other and not differing:
             differing = ["the data's bytes are others"]
         if differing:
             raise InputError(
