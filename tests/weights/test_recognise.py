@@ -300,7 +300,7 @@ def mangled(draw):
     return state
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(mangled(), st.booleans())
 def test_whatever_is_done_to_a_state_dict_it_converts_or_is_refused_in_one_line(state, allowed):
     try:
