@@ -20,7 +20,7 @@ from sra_jax.configuration import imported_config
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
 from sra_jax.models import name_variant
-from sra_jax.outputs import replacing, writable_directory, writable_file
+from sra_jax.outputs import expect_local, replacing, writable_directory, writable_file
 from sra_jax.training.checkpoint import CheckpointStore, saving_leanly
 from sra_jax.training.optimizer import make_optimizer
 from sra_jax.weights import to_torch
@@ -114,6 +114,7 @@ def _import(request: ConvertRequest) -> None:
 
 
 def _expect_free(out: str) -> None:
+    expect_local(out)
     target = Path(out)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"{out} is there already; choose another --out, or remove it")
@@ -241,14 +242,14 @@ def _export(request: ConvertRequest) -> None:
 
 def _saved_projectors(request: ConvertRequest, step: int) -> Mapping[str, np.ndarray]:
     """The projectors kept at an import, by their names there."""
-    tree = {"ema": "ema", "student": "params"}[request.weights]
+    which = {"ema": "ema", "student": "params"}[request.weights]
     with CheckpointStore(request.source) as store:
         shapes = store.metadata(step).get(PROJECTORS)
         if not shapes:
             return {}
-        is_shape = lambda leaf: isinstance(leaf, list)  # noqa: E731
-        abstract = jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(tuple(shape), np.float32), shapes, is_leaf=is_shape
-        )
+        abstract = {
+            name: {key: jax.ShapeDtypeStruct(tuple(s), np.float32) for key, s in tree.items()}
+            for name, tree in shapes.items()
+        }
         _, trees = store.restore({PROJECTORS: abstract}, step)
-    return {name: np.asarray(array) for name, array in trees[PROJECTORS][tree].items()}
+    return {name: np.asarray(array) for name, array in trees[PROJECTORS][which].items()}

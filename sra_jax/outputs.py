@@ -17,7 +17,7 @@ def writable_file(path: str, ending: str | tuple[str, ...]) -> Path:
       InputError: it has another ending than `ending` (one, or any of several), is a directory, or
         cannot be written.
     """
-    _expect_local(path)
+    expect_local(path)
     if not path.endswith(ending):
         endings = ending if isinstance(ending, str) else ", ".join(ending)
         raise InputError(f"{path!r} does not end in {endings}; name a file that does")
@@ -34,7 +34,7 @@ def writable_file(path: str, ending: str | tuple[str, ...]) -> Path:
 
 def writable_directory(path: str) -> Path:
     """`path`, a directory that files can be written to; makes it. Raises InputError otherwise."""
-    _expect_local(path)
+    expect_local(path)
     if not path:
         raise InputError("the directory to write to is '' (empty); name one, or leave its flag out")
     directory = Path(path)
@@ -75,7 +75,8 @@ def claimed(directory: Path) -> Iterator[None]:
         yield
 
 
-def _expect_local(path: str) -> None:
+def expect_local(path: str) -> None:
+    """Raises InputError for a path in a bucket."""
     if "://" in path:
         raise InputError(
             f"cannot write {path}: expected a local path; write to one, and copy it there "

@@ -9,7 +9,9 @@ import argparse
 import ctypes
 import mmap
 import os
+import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,14 +143,18 @@ def _read_safetensors(path: Path) -> TorchCheckpoint:
 def _load_torch(path: Path, mapped: bool) -> Any:
     torch = import_torch(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what then fails
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reasons = (r"GLOBAL (\S+)", r"WeightsUnpickler error:\s+(.+)")
+        found = next(filter(None, (re.search(reason, str(error)) for reason in reasons)), None)
+        what = "code" if found is None else f"code ({found[1]})"
+        raise InputError(
+            f"{path} holds {what}, which was not run: only tensors, plain values and an "
+            "argparse.Namespace are read; save its state dict alone, or fetch it again"
+        ) from None
     except Exception as error:  # of a dozen kinds, with pages of advice
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise InputError(
-                f"{path} holds code ({found[1]}), which was not run: only tensors, plain values "
-                "and an argparse.Namespace are read; save its state dict alone"
-            ) from None
         raise _damaged(path, error) from None
 
 
@@ -224,5 +230,5 @@ def _name(value: Any) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
     return InputError(f"{path} is damaged, cut short or no such file ({reason}); fetch it again")

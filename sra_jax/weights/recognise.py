@@ -100,6 +100,8 @@ def recognise(
     if layout is not None:
         expect_one_of("layout", layout, LAYOUTS)
     _refuse_qk_norm(state_dict, args)
+    if not set(SHAPES) <= set(state_dict):
+        raise InputError(_foreign(state_dict))
     shapes = {name: _shape(state_dict, name) for name in SHAPES}
     width, channels, patch, _ = shapes["x_embedder.proj.weight"]
     outputs = shapes["final_layer.linear.weight"][0] / patch**2
@@ -180,8 +182,6 @@ def _refuse_qk_norm(state_dict: Mapping[str, Any], args: Mapping[str, Any]) -> N
 
 def _shape(state_dict: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """The shape of one of the tensors of `SHAPES`, with as many axes as it must have."""
-    if name not in state_dict:
-        raise InputError(_foreign(state_dict))
     shape, axes = np.shape(state_dict[name]), SHAPES[name]
     fits = len(shape) == axes.count(",") + 1 and all(side > 0 for side in shape)
     if name == "pos_embed":
@@ -198,7 +198,7 @@ def _foreign(state_dict: Mapping[str, Any]) -> str:
     """Why a state dict is none of ours: the layout it is nearest to, and what sets them apart."""
     base = {*TABLE, *(f"blocks.#.{name}" for name in BLOCK_TABLE)}
     projectors = {f"{PROJECTORS}#.{i}.{leaf}" for i in (0, 2, 4) for leaf in ("weight", "bias")}
-    known = {"SRA": base | {*HEAD_TABLE}, "REPA": base | projectors, "SiT and DiT": base}
+    known = {"SiT and DiT": base, "SRA": base | {*HEAD_TABLE}, "REPA": base | projectors}
     given = {re.sub(r"^(blocks|projectors)\.\d+\.", r"\1.#.", name) for name in state_dict}
 
     def likeness(names: set[str]) -> float:

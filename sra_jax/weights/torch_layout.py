@@ -5,6 +5,7 @@ and [in, out] here; the blocks' parameters are separate there and stacked on a d
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -139,7 +140,11 @@ def _torch_views(params: Mapping[str, Any], config: TransformerConfig) -> dict[s
 
 def torch_shapes(config: TransformerConfig, head: bool) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a model there, by name."""
+    return dict(_torch_shapes(config, head))
 
+
+@cache
+def _torch_shapes(config: TransformerConfig, head: bool) -> dict[str, tuple[int, ...]]:
     def views(key):
         return _torch_views(init_params(DiffusionTransformer(config), key, head), config)
 
