@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 
+import jax
+
 from sra_jax.errors import RunError
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.reporting import NonFiniteError, Reporter
@@ -39,7 +41,7 @@ def run_steps(
             asked_at = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - asked_at
-            state, metrics = train_step(state, batch)
+            state, metrics = dispatch(train_step, state, batch)
             reporter.add(done, metrics, waited)
             stopping = stop.after(done)
             if stopping or done % checkpoint_every == 0 or done == steps.stop:
@@ -60,6 +62,16 @@ def run_steps(
         ) from None
     store.wait()
     return done
+
+
+def dispatch(
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, Metrics]:
+    """Starts a step. An array that is not on its devices already is an error, not a slow step."""
+    with jax.transfer_guard("disallow"):
+        return train_step(state, batch)
 
 
 def _check_finite(step: int, state: TrainState) -> None:
