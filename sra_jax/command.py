@@ -5,19 +5,21 @@ Ctrl-C (run the same command again: what can be saved is saved); 1 anything else
 """
 
 import logging
+import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
-from sra_jax.errors import INTERRUPTED, PREEMPTED, InputError, RunError
+from sra_jax.endings import LOST, leave, say_on_abort
+from sra_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, InputError, RunError
 
-BAD_INPUT = 2
-FAILED = 1
+_DISK_ADVICE = "make room or mend the disk; the same command goes on from what is saved"
 _speaker = ""  # who is speaking, where there are several
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
 
@@ -34,13 +36,23 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
         sys.exit(0)
     try:
         _parse(required)
-        sys.exit(main())
+        _exit(main() or 0)
     except InputError as error:
         _end(error, BAD_INPUT)
     except RunError as error:
         _end(error, FAILED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _end(RunError(f"{where}{error.strerror or error}; {_DISK_ADVICE}"), FAILED)
     except KeyboardInterrupt:
         _end(RunError("interrupted; the same command goes on from what is saved"), INTERRUPTED)
+    except Exception as error:
+        if not _speaker:
+            raise
+        if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" in str(error):
+            traceback.print_exc()  # no other process is to blame
+            leave(FAILED)
+        _end(RunError(f"{str(error)[:300]}: {LOST}"), FAILED)
 
 
 def config_dict(flag: flags.FlagHolder) -> dict[str, Any]:
@@ -105,9 +117,13 @@ def join_processes() -> None:
     """Joins the processes that run this command together. Raises InputError if they do not meet."""
     import jax  # here: sra_jax.compile has to prepare the environment before this
 
-    from sra_jax.parallel import start_processes
+    from sra_jax.parallel import CONNECT_SECONDS, start_processes
 
     values = flags.FLAGS
+    say_on_abort(
+        f"error: the processes did not meet within {CONNECT_SECONDS} s; start all of them, and "
+        "check --coordinator, --num_processes and --process_id"
+    )
     start_processes(values.coordinator, values.num_processes, values.process_id)
     _name_process(jax.process_index(), jax.process_count())
 
@@ -115,6 +131,7 @@ def join_processes() -> None:
 def _name_process(index: int, count: int) -> None:
     """Marks what this process says when it is one of several, of which the first alone reports."""
     if count == 1:
+        say_on_abort(None)
         return
     name = f"[process {index} of {count}] "
     for handler in logging.getLogger("sra_jax").handlers:
@@ -122,10 +139,26 @@ def _name_process(index: int, count: int) -> None:
         handler.setLevel(logging.INFO if index == 0 else logging.WARNING)
     global _speaker
     _speaker = name
+    say_on_abort(f"{name}error: {LOST}")
+
+
+class _StdoutHandler(logging.StreamHandler):
+    """Logs to stdout; where that cannot be written to, says so once, and the command goes on."""
+
+    def __init__(self):
+        super().__init__(sys.stdout)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        self.setStream(open(os.devnull, "w"))  # noqa: SIM115 - to the end of the process
+        sys.stdout = self.stream  # or Python fails to flush it when it ends
+        return print(f"{_speaker}warning: no more log: {error.strerror}", file=sys.stderr)
 
 
 def _log_to_stdout() -> None:
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _StdoutHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log = logging.getLogger("sra_jax")
     log.setLevel(logging.INFO)
@@ -135,4 +168,11 @@ def _log_to_stdout() -> None:
 
 def _end(error: Exception, code: int) -> None:
     print(f"{_speaker}error:", *str(error).split(), file=sys.stderr)
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Exits; a process that failed does not wait for the others."""
+    if code and _speaker:
+        leave(code)
     sys.exit(code)

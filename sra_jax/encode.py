@@ -18,7 +18,6 @@ embedded:digits or embedded:shapes, or npy:FOLDER, what the scripts of EDM2, REP
 from absl import flags
 
 from sra_jax import command
-from sra_jax.encoder import EncodeRequest, encode
 
 _SOURCE = flags.DEFINE_string("source", None, "Where the images, or latents, come from; see above.")
 _OUT = flags.DEFINE_string("out", None, "Directory of the data set to write.")
@@ -38,6 +37,8 @@ command.define_process_flags()
 
 def main() -> int:
     """Encodes as the flags say."""
+    from sra_jax.encoder import EncodeRequest, encode  # takes seconds: once signals are heeded
+
     command.join_processes()
     return encode(
         EncodeRequest(

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+FAILED = 1
+BAD_INPUT = 2
 PREEMPTED = 75  # exit code after SIGTERM: run the same command again (EX_TEMPFAIL)
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -12,6 +14,10 @@ class InputError(ValueError):
 
     The commands print it as one line on stderr and exit with code 2.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback (IPython asks for it by this name)."""
+        return [f"error: {self}"]
 
 
 def expect_one_of(what: str, value: str, known: Iterable[str]) -> None:

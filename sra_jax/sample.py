@@ -13,7 +13,6 @@ int32 [N]. Chunks are kept in OUT.parts until all are done: the same command goe
 from absl import flags
 
 from sra_jax import command
-from sra_jax.sampler import SampleRequest, sample
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _OUT = flags.DEFINE_string("out", None, "File to write, .npz.")
@@ -36,6 +35,8 @@ command.define_process_flags()
 
 def main() -> None:
     """Samples as the flags say."""
+    from sra_jax.sampler import SampleRequest, sample  # takes seconds: once signals are heeded
+
     command.join_processes()
     sample(
         SampleRequest(

@@ -11,7 +11,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from sra_jax import command
-from sra_jax.trainer import train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, and after a colon its argument; --config.FIELD=VALUE overrides."
@@ -24,6 +23,8 @@ command.define_process_flags()
 
 def main() -> int:
     """Trains as the flags say."""
+    from sra_jax.trainer import train  # takes seconds: once signals are heeded
+
     command.join_processes()
     return train(command.config_dict(_CONFIG), _WORKDIR.value)
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,15 +12,18 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from sra_jax.configuration import base_config
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
 from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.provenance import code_version
 from sra_jax.training.checkpoint import CheckpointStore
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+TREES = {"ema": "ema", "student": "params"}  # what a checkpoint calls the two kinds of weights
 
 # What may change when a run goes on: how long, how often, on which devices, and where the data lie.
 # Everything else changes the numbers.
@@ -29,6 +33,7 @@ FREE_FIELDS = (
     "train.checkpoint_every",
     "train.keep",
     "train.keep_every",
+    "train.skip_nonfinite",
     "train.microbatches",
     "model.remat",
     "model.attention",
@@ -36,7 +41,24 @@ FREE_FIELDS = (
     "data.path",
     "mesh",
     "sampling",
+    "evaluation",
 )
+
+
+# What may not change when training starts from converted weights, which have seen no data here.
+CONVERTED_FIELDS = (
+    "config.model",
+    "config.process.name",
+    "config.process.path",
+    "config.data.latent_shape",
+    "config.data.num_classes",
+    "data.codec",
+    "data.scale",
+    "data.shift",
+)
+
+
+_log = logging.getLogger(__name__)
 
 
 class SavedRun(NamedTuple):
@@ -44,6 +66,8 @@ class SavedRun(NamedTuple):
 
     config: dict[str, Any]
     data: LatentSpec
+    fingerprint: str | None  # of the data's bytes; None where an older version has written the file
+    code: dict[str, str] | None  # likewise
 
 
 class TrainedModel(NamedTuple):
@@ -115,28 +139,54 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def remember(workdir: epath.Path, config: Mapping[str, Any], data: LatentSpec) -> None:
-    """Writes what the run is; once it has a checkpoint, checks that it is what it was.
+def remember(
+    workdir: epath.Path,
+    config: Mapping[str, Any],
+    data: LatentSpec,
+    fingerprint: str | None = None,
+) -> None:
+    """Writes what the run is; once it has a checkpoint, checks that it is what it was. Other code
+    than before is logged as a warning.
+
+    `fingerprint` is that of the data's bytes; without one they are not compared. Of converted
+    weights only the model and the meaning of its latents are fixed.
 
     Raises:
       InputError: the workdir was made with another config or other data; names what differs.
+      OSError: it cannot be written.
     """
-    config = json.loads(json.dumps(config))
-    path = workdir / CONFIG_FILE
-    if CheckpointStore(workdir).steps():
+    config, code = json.loads(json.dumps(config)), code_version()
+    path, steps = workdir / CONFIG_FILE, CheckpointStore(workdir).steps()
+    if steps:
         saved = read(workdir)
-        now = {"config": config, "data": _plain(data)}
-        differing = _differences({"config": saved.config, "data": _plain(saved.data)}, now)
+        now = {"config": _completed(config), "data": _plain(data)}
+        was = {"config": _completed(saved.config), "data": _plain(saved.data)}
+        if saved.data.num_examples == 0:
+            _expect_same_head(workdir, saved.config, config)
+            was, now = (
+                {name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now)
+            )
+        differing = _differences(was, now)
+        other = fingerprint and saved.fingerprint and fingerprint != saved.fingerprint
+        if other and not differing:
+            differing = ["the data's bytes are others"]
         if differing:
             raise InputError(
                 f"{workdir} was made with another setting: {'; '.join(differing)}; restore it, or "
                 "choose another --workdir"
             )
-    if jax.process_index() > 0:
-        return
-    text = json.dumps(
-        {"format_version": FORMAT_VERSION, "config": config, "data": _plain(data)}, indent=2
-    )
+        if changed := _differences(saved.code or code, code):
+            _log.warning("other code than before: %s; numbers may differ", "; ".join(changed))
+    if jax.process_index() > 0 or (steps and steps[-1] >= config["train"]["steps"]):
+        return  # a run that has gone further than it is asked to stays what it is
+    remembered = {
+        "format_version": FORMAT_VERSION,
+        "config": config,
+        "data": _plain(data),
+        "data_fingerprint": fingerprint,
+        "code": code,
+    }
+    text = json.dumps(remembered, indent=2)
     scratch = workdir / f".{CONFIG_FILE}.tmp"
     scratch.write_text(text + "\n")
     scratch.replace(path)
@@ -156,15 +206,15 @@ def read(workdir: epath.Path) -> SavedRun:
     try:
         saved = json.loads(path.read_text())
         version = saved["format_version"]
-        if version > FORMAT_VERSION:
-            raise InputError(
-                f"{path} has format {version}, expected {FORMAT_VERSION}: update sra_jax"
-            )
-        return SavedRun(saved["config"], LatentSpec(**saved["data"]))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
+        if isinstance(version, int) and version <= FORMAT_VERSION:
+            data = LatentSpec(**saved["data"])
+            Experiment.from_dict(saved["config"])
+            return SavedRun(saved["config"], data, saved.get("data_fingerprint"), saved.get("code"))
+    except (ValueError, KeyError, TypeError, OSError) as error:  # InputError is a ValueError
+        raise InputError(
+            f"{path} is damaged or of another version ({error}); restore it from a copy"
+        ) from None
+    raise InputError(f"{path} has format {version}, expected {FORMAT_VERSION}: update sra_jax")
 
 
 def load_model(
@@ -173,23 +223,63 @@ def load_model(
     """Opens a workdir's model with its "ema" or "student" weights, of `step` or the newest.
 
     Raises:
-      InputError: no run, no checkpoint, or unknown weights.
+      InputError: no run, no checkpoint, or unknown weights, or such as the checkpoint lacks.
     """
-    expect_one_of("weights", weights, ("ema", "student"))
+    expect_one_of("weights", weights, TREES)
     saved = read(open_directory(workdir))
     experiment = Experiment.from_dict(saved.config)
     model = DiffusionTransformer(experiment.transformer(platform or jax.default_backend()))
-    name = {"ema": "ema", "student": "params"}[weights]
     shapes = jax.eval_shape(lambda key: init_params(model, key, experiment.head), jax.random.key(0))
     with CheckpointStore(workdir) as store:
+        expect_weights(store, weights, step)
+        name = TREES[weights]
         step, trees = store.restore({name: shapes}, step)
     # A process samples and probes on its own devices, with its own copy.
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), trees[name])
     return TrainedModel(experiment, saved.data, model, params, step)
 
 
+def expect_weights(store: CheckpointStore, weights: str, step: int | None = None) -> None:
+    """Raises InputError unless the checkpoint of `step`, or the newest, holds such weights."""
+    expect_one_of("weights", weights, TREES)
+    there = store.names(step)
+    if TREES[weights] not in there:
+        others = ", ".join(name for name, tree in TREES.items() if tree in there) or "neither"
+        raise InputError(
+            f"the checkpoint in {store.directory} has no {weights} weights, expected one of: "
+            f"{others}; choose other --weights"
+        )
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the fields that it lacks, as they are in the default one: a field that came
+    with a newer version stands for what the code did before."""
+    default = json.loads(base_config().to_json())
+    return {name: default.get(name, {}) | fields for name, fields in config.items()}
+
+
 def _plain(data: LatentSpec) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(data)))
+
+
+def _expect_same_head(workdir: epath.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    there, asked = (Experiment.from_dict(config).head for config in (old, new))
+    if asked and not there:
+        raise InputError(
+            f"the model in {workdir} has no projection head; convert it with --new_head, or train "
+            "it with --config.sra.weight=0"
+        )
+    if there and not asked:
+        raise InputError(
+            f"the model in {workdir} has a projection head, which this config does not train; set "
+            "sra.weight and sra.head"
+        )
+
+
+def _get(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -6,10 +6,13 @@ imported what the commands need, and nothing more, runs each as `__main__` in a 
 
 import json
 import os
+import re
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -110,6 +113,18 @@ def assert_bit_identical(arrays: dict[str, np.ndarray], expected: dict[str, np.n
         assert arrays[path].tobytes() == array.tobytes(), path
 
 
+class Kill(NamedTuple):
+    """When to send a command a signal: `delay` seconds after its start or, with a `pattern`, after
+    a name that matches it and was not there at the start has appeared in `directory`; or, if
+    `gone`, after one that was there has disappeared."""
+
+    delay: float
+    directory: str = ""
+    pattern: str = ""
+    number: int = signal.SIGKILL
+    gone: bool = False
+
+
 class Forks:
     """Runs commands in forks of one process; use as a context."""
 
@@ -129,9 +144,10 @@ class Forks:
         self._server.wait(timeout=DEADLINE)
         self._cache.cleanup()
 
-    def run(self, name: str, flags: list[str], **extra) -> Result:
-        """Like the function `run`."""
-        request = {"name": name, "flags": [str(flag) for flag in flags], "extra": extra}
+    def run(self, name: str, flags: list[str], kill: Kill | None = None, **extra) -> Result:
+        """Like the function `run`; `kill` may end the command before it does."""
+        flags = [str(flag) for flag in flags]
+        request = {"name": name, "flags": flags, "extra": extra, "kill": kill}
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return Result(*json.loads(self._server.stdout.readline()))
@@ -140,7 +156,9 @@ class Forks:
 def serve() -> None:
     """Answers the requests of a `Forks`, one JSON line each."""
     # Imported, not used: no device is touched before the fork.
+    import sra_jax.encoder
     import sra_jax.evaluator
+    import sra_jax.prober
     import sra_jax.sampler
     import sra_jax.trainer
     import sra_jax.training.tensorboard  # noqa: F401
@@ -148,13 +166,35 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            kill = request["kill"] and Kill(*request["kill"])
+            there = kill and _names(kill)
             child = os.fork()
             if not child:
                 _become(request, out.fileno(), err.fileno())
+            if kill:
+                _kill(child, kill, there)
             _, status = os.waitpid(child, 0)
             out.seek(0), err.seek(0)
             answer = os.waitstatus_to_exitcode(status), out.read(), err.read()
         print(json.dumps(answer), flush=True)
+
+
+def _names(kill: Kill) -> set[str]:
+    """What is there of that which is waited for."""
+    try:
+        return {name for name in os.listdir(kill.directory) if re.fullmatch(kill.pattern, name)}
+    except FileNotFoundError:
+        return set()
+
+
+def _kill(child: int, kill: Kill, there: set[str]) -> None:
+    """Kills the child when it is time to, if it has not ended before."""
+    while kill.pattern and not (there - _names(kill) if kill.gone else _names(kill) - there):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            return
+        time.sleep(0.0005)
+    time.sleep(kill.delay)
+    os.kill(child, kill.number)  # at worst a child that has ended, and was not waited for
 
 
 def _become(request: dict, out: int, err: int) -> None:

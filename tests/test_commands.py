@@ -194,7 +194,14 @@ def test_sample_refuses_a_run_without_a_checkpoint(forks, finished, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(saved | {"format_version": 2}))
     assert_refused(forks.run("sample", flags), "format 2", "update sra_jax")
     (tmp_path / "config.json").write_text("{")
-    assert_refused(forks.run("sample", flags), "config.json is damaged")
+    assert_refused(forks.run("sample", flags), f"{tmp_path}/config.json is damaged")
+    for section, value in {
+        "data": {"dtype": "int8"},
+        "config": {"train": {"steps": "ten"}},
+    }.items():
+        section_of = {**saved, section: {**saved[section], **value}}
+        (tmp_path / "config.json").write_text(json.dumps(section_of))
+        assert_refused(forks.run("sample", flags), f"{tmp_path}/config.json is damaged")
 
 
 def test_evaluate_refuses(forks, tmp_path):
@@ -245,12 +252,12 @@ def test_samples_are_written_and_measured(forks, finished, tmp_path):
     assert report["frechet"] > 3 * report["frechet_floor"] > 0  # six steps draw no digits
 
 
-def write(path, changes=(), records=RECORDS, **spec):
+def write(path, changes=(), records=RECORDS, seed=0, **spec):
     """Writes a data set of `records` random latents; `changes` maps a record to its std."""
     spec = LatentSpec(**{**vars(SPEC), **spec})
     height, width, channels = spec.latent_shape
     moments = np.zeros((records, height, width, 2 * channels), np.float32)
-    moments[..., :channels] = np.random.default_rng(0).normal(
+    moments[..., :channels] = np.random.default_rng(seed).normal(
         size=(records, height, width, channels)
     )
     for record, std in dict(changes).items():
@@ -295,11 +302,35 @@ def test_a_refused_run_does_not_block_the_corrected_one(forks, tmp_path):
 
 
 def test_a_finished_run_says_so(forks, finished):
+    config = (finished / "config.json").read_bytes()
     for steps in (6, 4):
         result = forks.run("train", digits(finished, train__steps=steps, train__log_every=2))
         assert (result.code, result.err) == (0, "")
         assert "finished" in result.out and "6 steps" in result.out
         assert "compil" not in result.out
+        assert (finished / "config.json").read_bytes() == config
+
+
+def test_the_bytes_of_the_data_are_remembered(forks, copied, tmp_path):
+    """The same metadata, another draw: as after encoding anew with other weights."""
+    workdir = tmp_path / "new"
+    first, second = (write(tmp_path / f"set{seed}", seed=seed) for seed in (0, 1))
+    assert forks.run("train", digits(workdir, data__path=first, train__steps=2)).code == 0
+    refused = forks.run("train", digits(workdir, data__path=second, train__steps=4))
+    assert_refused(refused, "the data's bytes are others")
+    first.rename(tmp_path / "moved")
+    moved = forks.run("train", digits(workdir, data__path=tmp_path / "moved", train__steps=4))
+    assert (moved.code, moved.err) == (0, "")
+
+
+def test_other_code_is_told_of(forks, copied):
+    saved = json.loads((copied / "config.json").read_text())
+    other = saved | {"code": saved["code"] | {"jax": "0.4.0"}}
+    (copied / "config.json").write_text(json.dumps(other))
+    for told in (True, False):  # then it is remembered
+        result = forks.run("train", digits(copied, train__steps=7 if told else 8))
+        assert (result.code, result.err) == (0, "")
+        assert ("other code than before: jax was 0.4.0, is " in result.out) == told
 
 
 def test_another_model_or_data_is_refused_by_its_fields(forks, copied, tmp_path):
@@ -390,6 +421,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(forks, tmp_path):
     assert "resuming from step 3" in again.out
     assert (again.code, again.err) == (result.code, result.err)
     assert digests(workdir / "checkpoints") == good
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(forks, tmp_path):
+    workdir, data = tmp_path / "run", poison(tmp_path, step=6)
+    lengths = {"train__steps": 5, "train__log_every": 1}
+    flags = digits(workdir, data__path=data, **lengths)
+    assert forks.run("train", flags).code == 0
+    flags = digits(workdir, data__path=data, **lengths | {"train__steps": 7})
+    stopped = forks.run("train", flags)
+    assert stopped.code == 1 and "--config.train.skip_nonfinite=True" in stopped.err
+    result = forks.run("train", [*flags, "--config.train.skip_nonfinite=True"])
+    assert (result.code, result.err) == (0, "")
+    assert "skipped step 6 (1 in all): " in result.out
+    assert "finished: step 7 is saved" in result.out
+    assert all(np.isfinite(array).all() for array in saved_arrays(workdir, 7).values())
 
 
 def test_a_run_that_fails_before_its_first_checkpoint_says_so(forks, tmp_path):

@@ -94,6 +94,7 @@ def test_imagenet_configs_hold_the_designs_constants(kind, size, resolution, rec
             "gap": "dynamic",
             "gap_max": 0.2,
             "head": True,
+            "teacher_fraction": 1.0,
         }
         assert experiment.head
         assert float(experiment.weight(jnp.int32(0))) == pytest.approx(
@@ -257,6 +258,8 @@ BAD_SIT = [
     ({"sampling__guidance_interval": (0.0, 0.5, 1.0)}, "(0.0, 0.5, 1.0)", "guidance_interval"),
     ({"sampling__guidance_channels": -1}, "-1", "at least 0"),
     ({"train__microbatches": 3}, "batch_size 256", "3 microbatches"),
+    ({"train__batch_size": 6, "sra__teacher_fraction": 0.25}, "batch_size 6", "groups of 4"),
+    ({"sra__teacher_fraction": 0.7}, "teacher_fraction is 0.7", "0.5"),
     ({"train__microbatches": 0}, "microbatches is 0", "at least 1"),
     ({"train__steps": 0}, "steps is 0", "at least 1"),
     ({"train__keep": 0}, "keep is 0", "at least 1"),

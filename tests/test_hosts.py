@@ -1,12 +1,14 @@
-"""Two real processes train one run together, are preempted, and one process finishes it."""
+"""Two real processes train one run together, are preempted or lose one, and others finish it."""
 
 import re
+import signal
 import socket
 import time
 
 import numpy as np
 import pytest
 from commands import DEADLINE, devices, digits, finish, run, saved_arrays, start
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 STEPS = 40
 
@@ -52,10 +54,10 @@ def assert_close(found, expected):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What one process with one device ends with."""
+    """The workdir of a run by one process with one device."""
     workdir = tmp_path_factory.mktemp("alone")
     assert run("train", flags(workdir), **devices(1)).code == 0
-    return saved_arrays(workdir, STEPS)
+    return workdir
 
 
 def test_two_processes_are_preempted_together_and_one_goes_on(tmp_path, alone):
@@ -73,7 +75,69 @@ def test_two_processes_are_preempted_together_and_one_goes_on(tmp_path, alone):
 
     result = run("train", flags(workdir), **devices(1))
     assert result.code == 0 and f"resuming from step {step}" in result.out
-    assert_close(saved_arrays(workdir, STEPS), alone)
+    assert_close(saved_arrays(workdir, STEPS), saved_arrays(alone, STEPS))
+
+
+def losses(workdir):
+    """(step, mean loss since the report before) of every report of every start of a run."""
+    return [
+        (event.step, value.tensor.float_val[0])
+        for path in sorted((workdir / "tensorboard").iterdir())
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag == "loss"
+    ]
+
+
+def saved_steps(workdir) -> list[int]:
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return [0, *sorted(int(name) for name in names if name.isdecimal())]
+
+
+def assert_told_of_the_loss(process, since):
+    """It ends by itself within a minute, with one clear line among what JAX says."""
+    result = finish(process)
+    assert time.monotonic() - since < 60
+    assert result.code == 1
+    (line,) = [line for line in result.err.splitlines() if "error: " in line]
+    assert "another process of this run has most likely ended" in line
+    assert "start all of them again" in line and "Traceback" not in result.err
+
+
+def test_one_process_is_killed_the_other_ends_and_both_go_on(tmp_path, alone):
+    workdir, reached = tmp_path / "run", 0
+    for victim in (1, 0):
+        processes = start_two(workdir, train__checkpoint_every=2)
+        log = workdir.with_suffix(".0.log")
+        wait_for(processes, log, r"step \d+/40 [\s\S]*step \d+/40 ")
+        assert (f"resuming from step {reached}" in log.read_text()) == (reached > 0)
+        while saved_steps(workdir)[-1] <= reached:
+            time.sleep(0.02)
+        processes[victim].kill()
+        killed = time.monotonic()
+        assert_told_of_the_loss(processes[1 - victim], killed)
+        processes[victim].communicate()
+        reached = saved_steps(workdir)[-1]
+        assert reached < STEPS
+
+    result = run("train", flags(workdir, mesh__fsdp=2), **devices(4))
+    assert result.code == 0 and f"resuming from step {reached}" in result.out
+    assert_close(saved_arrays(workdir, STEPS), saved_arrays(alone, STEPS))
+    expected = dict(losses(alone))
+    reported = [(step, loss) for step, loss in losses(workdir) if step % 2 == 0]
+    assert len(reported) > len(expected) / 2
+    for step, loss in reported:
+        assert loss == pytest.approx(expected[step], rel=1e-5), step
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_given_up_within_a_minute(tmp_path):
+    processes = start_two(tmp_path / "run")
+    wait_for(processes, tmp_path / "run.0.log", r"step \d+/40")
+    processes[1].send_signal(signal.SIGSTOP)
+    assert_told_of_the_loss(processes[0], time.monotonic())
+    processes[1].kill()
+    processes[1].communicate()
 
 
 def test_bad_input_names_the_process(tmp_path):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from sra_jax.data.spec import FORMAT_VERSION, LatentSpec
@@ -42,6 +43,11 @@ class LatentSource:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def files(self) -> list[Path]:
+        """The record files."""
+        return [Path(path) for path in self._split.filepaths]
+
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Reads the records at `indices`, at least one, in one parallel request.
 
@@ -49,7 +55,7 @@ class LatentSource:
             "moments": `[B, h, w, 2c]` of the stored dtype; "labels": int32 `[B]`.
 
         Raises:
-            InputError: a record is damaged.
+            InputError: a record is damaged, or of another kind.
         """
         try:
             records = self._records.__getitems__(indices)
@@ -58,20 +64,33 @@ class LatentSource:
         moments = np.empty((len(records), *self.spec.moments_shape), self.spec.dtype)
         labels = np.empty(len(records), np.int32)
         # The features' own decoder takes ten times as long as all the rest.
-        for row, record in enumerate(records):
-            feature = tf_example_pb2.Example.FromString(record).features.feature
-            stored = np.frombuffer(feature["moments"].bytes_list.value[0], self.spec.dtype)
-            moments[row] = stored.reshape(self.spec.moments_shape)
-            labels[row] = feature["label"].int64_list.value[0]
+        try:
+            for row, record in enumerate(records):
+                feature = tf_example_pb2.Example.FromString(record).features.feature
+                stored = np.frombuffer(feature["moments"].bytes_list.value[0], self.spec.dtype)
+                moments[row] = stored.reshape(self.spec.moments_shape)
+                labels[row] = feature["label"].int64_list.value[0]
+        except (DecodeError, IndexError, ValueError, OverflowError) as error:
+            raise self._foreign(indices[row], _first_part(error)) from error
+        if (outside := np.flatnonzero((labels < 0) | (labels >= self.spec.num_classes))).size:
+            row = outside[0]
+            raise self._foreign(indices[row], f"label {labels[row]} of {self.spec.num_classes}")
         return {"moments": moments, "labels": labels}
+
+    def _foreign(self, index: int, reason: str) -> InputError:
+        return _damaged(self._file(index), f"record {index} is of another kind: {reason}")
+
+    def _file(self, index: int) -> Path:
+        """The record file that holds the record at `index`."""
+        ends = np.cumsum(self._split.shard_lengths)
+        return self.files[np.searchsorted(ends, index, side="right")]
 
     def _damage(self, indices: Sequence[int]) -> InputError:
         for index in indices:
             try:
                 self._records[index]
             except RuntimeError as error:
-                shard = np.searchsorted(np.cumsum(self._split.shard_lengths), index, side="right")
-                return _damaged(self._split.filepaths[shard], _first_part(error))
+                return _damaged(self._file(index), _first_part(error))
         return InputError(f"a read from {self._split.filepaths[0].parent} failed once; try again")
 
 
@@ -340,9 +359,9 @@ def _check_shard(path: os.PathLike, length: int) -> None:
         raise _damaged(path, f"{found} readable records instead of {length}")
 
 
-def _first_part(error: RuntimeError) -> str:
-    """What the C++ library says, without where in its files."""
-    return str(error).partition(";")[0]
+def _first_part(error: Exception) -> str:
+    """What the C++ library says, in one line, without where in its files."""
+    return " ".join(str(error).partition(";")[0].split())
 
 
 def _damaged(path: os.PathLike, reason: str) -> InputError:

@@ -1,5 +1,6 @@
 """Samples on disk while they are being drawn: one file a chunk, so that nothing is drawn twice."""
 
+import contextlib
 import fcntl
 import json
 import math
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, RunError
 
 LOCK_FILE = "lock"
 REQUEST_FILE = "request.json"
@@ -57,8 +58,9 @@ class PartStore:
         return [number for number in range(count) if not _is_whole(self._path(number))]
 
     def save(self, number: int, images: np.ndarray) -> None:
-        """Stores chunk `number`, whole or not at all."""
-        _write(self._path(number), lambda file: np.save(file, images, allow_pickle=False))
+        """Stores chunk `number`, whole or not at all. Raises RunError where the disk fails."""
+        with self._writing(self._path(number)):
+            _write(self._path(number), lambda file: _write_images(file, images))
 
     def images(self, count: int) -> Iterator[np.ndarray]:
         """The first `count` images, uint8 [B, H, W, C] a chunk."""
@@ -70,10 +72,17 @@ class PartStore:
 
     def merge(self, labels: np.ndarray) -> None:
         """Writes all images to `out` as `arr_0` uint8 [N, H, W, C], in the form of the ADM suite,
-        beside `labels` [N]; then removes the chunks. Holds one of them in memory at a time."""
+        beside `labels` [N]; then removes the chunks. Holds one of them in memory at a time. Raises
+        RunError where the disk fails: the chunks are kept."""
+        with self._writing(self._out):
+            self._write_whole(labels)
+        self._unlock()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _write_whole(self, labels: np.ndarray) -> None:
         shape = (len(labels), *next(self.images(1)).shape[1:])
         scratch = self._out.with_name(f".{self._out.name}.tmp")
-        with open(scratch, "wb") as whole:
+        with _removed_on_failure(scratch), open(scratch, "wb") as whole:
             with zipfile.ZipFile(whole, "w", allowZip64=True) as archive:
                 with archive.open("arr_0.npy", "w", force_zip64=True) as file:
                     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -84,8 +93,17 @@ class PartStore:
                     np.save(file, labels, allow_pickle=False)
             _flush(whole)
         os.replace(scratch, self._out)
-        self._unlock()
-        shutil.rmtree(self._directory)
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Turns what the disk says while `path` is written into one line."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"cannot write {path}: {error.strerror or error}; finished chunks are safe in "
+                f"{self._directory}: make room or mend the disk, and run the same command again"
+            ) from error
 
     def _unlock(self) -> None:
         if self._lock:
@@ -102,10 +120,28 @@ def share(numbers: Sequence[int], index: int, count: int) -> list[int]:
 
 def _write(path: Path, write) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(scratch, "wb") as file:
+    with _removed_on_failure(scratch), open(scratch, "wb") as file:
         write(file)
         _flush(file)
     os.replace(scratch, path)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    """Removes the file at `path` if what is within fails."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write_images(file: BinaryIO, images: np.ndarray) -> None:
+    """As `np.save` does, which leaves it unsaid if the disk takes only the beginning."""
+    descr = np.lib.format.dtype_to_descr(images.dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": images.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(images.tobytes())
 
 
 def _flush(file: BinaryIO) -> None:

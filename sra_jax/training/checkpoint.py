@@ -16,14 +16,17 @@ import logging
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sra_jax.errors import InputError, RunError
+from sra_jax.training.directory import HeldDirectory
 from sra_jax.training.fingerprint import fingerprint, layout
 
 FORMAT_VERSION = 1
@@ -51,8 +54,16 @@ class CheckpointStore:
     trains; only one may save. In a run of several processes each makes the same calls.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int = 3, keep_every: int | None = None):
-        """Keeps the newest `keep` checkpoints and, forever, every multiple of `keep_every` steps.
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        best: Callable[[], int | None] = lambda: None,
+    ):
+        """Keeps the newest `keep` checkpoints, forever every multiple of `keep_every` steps, and
+        that of step `best()`.
 
         An old checkpoint is deleted only after a newer one is complete. Raises InputError for a
         count below 1.
@@ -64,8 +75,9 @@ class CheckpointStore:
         root = root if root.is_absolute() else root.resolve()  # resolving would break gs://
         self.directory = root / "checkpoints"
         self._damaged: set[int] = set()
-        self._keep = _Keep(keep, keep_every, self._damaged)
+        self._keep = _Keep(keep, keep_every, best, self._damaged)
         self._checkpointer: ocp.training.Checkpointer | None = None  # made by the first save
+        self._held: HeldDirectory | None = None  # likewise
         self._saving: int | None = None
 
     def __enter__(self) -> "CheckpointStore":
@@ -87,6 +99,9 @@ class CheckpointStore:
             if self._checkpointer is not None:
                 self._checkpointer.close()
                 self._checkpointer = None
+            if self._held is not None:
+                self._held.close()
+                self._held = None
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending. Whether one is undamaged is known only by reading it."""
@@ -104,10 +119,12 @@ class CheckpointStore:
         save was started. Raises RunError if this or the previous save failed.
         """
         self.wait()
-        exists = step in self.steps()
+        exists = step in self._steps_of_all()
         if exists and not self._is_damaged(step):
             return False
         with self._failing_clearly(step):
+            if self._held is not None:
+                self._held.check()
             manifest = _seal(
                 {
                     "format_version": FORMAT_VERSION,
@@ -129,32 +146,46 @@ class CheckpointStore:
         step, self._saving = self._saving, None
         with self._failing_clearly(step):
             self._checkpointer.wait()
+            self._held.check()  # Orbax would make another and go on
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """The metadata saved with `step`, or with the newest step whose metadata can be read.
 
         Raises CheckpointError if there is none.
         """
-        return self._read(step, lambda found: self._manifest(found)["metadata"])
+        return self._read(step, lambda found: _together(lambda: self._manifest(found))["metadata"])
+
+    def names(self, step: int | None = None) -> set[str]:
+        """The names of the trees saved with `step`, or with the newest whose metadata can be read.
+
+        Raises CheckpointError if there is none.
+        """
+        return self._read(
+            step, lambda found: {p.split("/")[0] for p in self._manifest(found)["fingerprint"]}
+        )
 
     def restore(
-        self, abstract: Mapping[str, PyTree], step: int | None = None
+        self,
+        abstract: Mapping[str, PyTree],
+        step: int | None = None,
+        optional: Collection[str] = (),
     ) -> tuple[int, dict[str, PyTree]]:
         """The step and the named trees of the newest undamaged checkpoint, or of `step` only.
 
         `abstract`: name -> pytree of `jax.ShapeDtypeStruct`, any subset of the names saved; only
-        those are read. A leaf lands on its `sharding`, whatever it was saved from, or without one
+        those are read. Trees named in `optional` are left out of the result where the checkpoint
+        lacks them. A leaf lands on its `sharding`, whatever it was saved from, or without one
         on the default device (with several processes: on every device). Every leaf is bit for bit
         what was saved. A damaged checkpoint is logged as a warning and passed over. Raises
         CheckpointError if nothing undamaged is there, if the trees do not fit the checkpoint, or if
         a newer version of this code wrote it.
         """
-        return self._read(step, lambda found: (found, self._load(found, abstract)))
+        return self._read(step, lambda found: (found, self._load(found, abstract, optional)))
 
     def _read(self, step: int | None, read: Callable[[int], T]) -> T:
         """`read(step)`, or without a step that of the newest step it can read."""
         self.wait()
-        steps = self.steps()
+        steps = self._steps_of_all()
         if step is not None and step not in steps:
             raise CheckpointError(f"no step {step} in {self.directory}, expected one of {steps}")
         tried = []
@@ -171,6 +202,14 @@ class CheckpointStore:
             f"no undamaged checkpoint in {self.directory} ({'; '.join(tried)}), {advice}"
         )
 
+    def _steps_of_all(self) -> list[int]:
+        """The steps on disk as the first process sees them: a file system may show others less."""
+        if jax.process_count() == 1:
+            return self.steps()
+        steps = np.array(self.steps(), np.int32)
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist()
+
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
@@ -182,7 +221,7 @@ class CheckpointStore:
     def _is_damaged(self, step: int) -> bool:
         """Whether a read found `step` damaged, or its manifest does not read now."""
         try:
-            self._manifest(step)
+            _together(lambda: self._manifest(step))
         except _DamagedError as damage:
             self._report(step, damage)
         return step in self._damaged
@@ -202,12 +241,21 @@ class CheckpointStore:
             )
         return manifest
 
-    def _load(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        saved = {
-            path: text
-            for path, text in self._manifest(step)["fingerprint"].items()
-            if path.split("/")[0] in abstract
-        }
+    def _load(
+        self, step: int, abstract: Mapping[str, PyTree], optional: Collection[str]
+    ) -> dict[str, PyTree]:
+        saved, trees = _together(lambda: self._load_own(step, abstract, optional))
+        _together(lambda: _compare(saved, fingerprint(trees)))
+        return trees
+
+    def _load_own(
+        self, step: int, abstract: Mapping[str, PyTree], optional: Collection[str]
+    ) -> tuple[dict[str, str], dict[str, PyTree]]:
+        """The fingerprint as it was saved, and the trees as far as they lie in this process."""
+        everything = self._manifest(step)["fingerprint"]
+        names = {path.split("/")[0] for path in everything}
+        abstract = {k: tree for k, tree in abstract.items() if k in names or k not in optional}
+        saved = {path: text for path, text in everything.items() if path.split("/")[0] in abstract}
         there = {path: text.split()[0] for path, text in saved.items()}
         if differences := _differences(there, layout(dict(abstract))):
             raise CheckpointError(
@@ -215,17 +263,16 @@ class CheckpointStore:
                 f"({_shorten(differences)}), use the config it was trained with"
             )
         placed = jax.tree.map(_placed, dict(abstract))
-        trees = _or_damaged(lambda: ocp.load_checkpointables(self._path(step), placed))
-        wrong = [path for path, text in fingerprint(trees).items() if saved[path] != text]
-        if wrong:
-            raise _DamagedError(f"loaded values differ from the saved ones in {_shorten(wrong)}")
-        return trees
+        with _reading_alone():
+            return saved, _or_damaged(lambda: ocp.load_checkpointables(self._path(step), placed))
 
     def _open(self) -> ocp.training.Checkpointer:
         if self._checkpointer is None:
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory, preservation_policy=self._keep, cleanup_tmp_directories=True
             )
+        if self._held is None:
+            self._held = HeldDirectory(self.directory)
         return self._checkpointer
 
     @contextlib.contextmanager
@@ -238,21 +285,44 @@ class CheckpointStore:
             good = [other for other in self.steps() if other not in self._damaged]
             last = f"the last good step is {good[-1]}" if good else "no step is saved yet"
             raise RunError(
-                f"saving step {step} to {self.directory} failed ({_reason(error)}), {last}"
+                f"saving step {step} to {self.directory} failed ({_reason(error)}), {last}: make "
+                "room or mend the disk, and run the same command again"
             ) from error
+
+
+@contextlib.contextmanager
+def saving_leanly(trees: Mapping[str, PyTree]) -> Iterator[None]:
+    """Within it, `trees` are saved with no more memory than their largest leaf beside them, and
+    not compressed, which float32 weights hardly are. Wait for the save before leaving."""
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(dict(trees)))
+    with ocp.Context(  # its limit must lie above the largest leaf
+        memory_options=ocp.options.MemoryOptions(write_concurrent_bytes=largest + 2**20),
+        array_options=ocp.options.ArrayOptions(
+            saving=ocp.options.ArrayOptions.Saving(use_compression=False)
+        ),
+    ):
+        yield
 
 
 class _Keep:
     """A preservation policy for Orbax, which puts the checkpoint being saved last."""
 
-    def __init__(self, keep: int, keep_every: int | None, damaged: set[int]):
-        self._keep, self._keep_every, self._damaged = keep, keep_every, damaged
+    def __init__(
+        self,
+        keep: int,
+        keep_every: int | None,
+        best: Callable[[], int | None],
+        damaged: set[int],
+    ):
+        self._keep, self._keep_every = keep, keep_every
+        self._best, self._damaged = best, damaged
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {step for step in steps if step > steps[-1]}  # left by a run that went further
         kept.update([step for step in steps if step not in self._damaged][-self._keep :])
+        kept.add(self._best())
         if self._keep_every:
             kept.update(step for step in steps if step % self._keep_every == 0)
         return [step in kept for step in steps]
@@ -275,6 +345,37 @@ def _everywhere() -> jax.sharding.Sharding:
         return jax.sharding.SingleDeviceSharding(jax.devices()[0])
     mesh = jax.sharding.Mesh(jax.devices(), ("all",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def _reading_alone() -> contextlib.AbstractContextManager:
+    """Within it, Orbax does not wait for the other processes, of which one may have failed."""
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=str(process)
+    )
+    return ocp.Context(multiprocessing_options=alone)
+
+
+def _together(read: Callable[[], T]) -> T:
+    """`read()`, but where it finds damage in one process, all of them raise _DamagedError."""
+    result = damage = None
+    try:
+        result = read()
+    except _DamagedError as error:
+        damage = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(damage is not None))
+        if damage is None and failed.any():
+            damage = _DamagedError(f"process {failed.argmax()} cannot read it")
+    if damage is not None:
+        raise damage
+    return result
+
+
+def _compare(saved: Mapping[str, str], loaded: Mapping[str, str]) -> None:
+    wrong = [path for path, text in loaded.items() if saved[path] != text]
+    if wrong:
+        raise _DamagedError(f"loaded values differ from the saved ones in {_shorten(wrong)}")
 
 
 def _differences(there: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:

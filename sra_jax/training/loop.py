@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 
+import jax
+
 from sra_jax.errors import RunError
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.reporting import NonFiniteError, Reporter
 from sra_jax.training.signals import StopSignals
-from sra_jax.training.state import TrainState
+from sra_jax.training.state import TrainState, nonfinite_leaves
 from sra_jax.training.step import Batch, Metrics
 
 
@@ -19,14 +21,19 @@ def run_steps(
     checkpoint_every: int,
     store: CheckpointStore,
     save: Callable[[int, TrainState], None],
+    after: Callable[[int, TrainState], float],
     reporter: Reporter,
     stop: StopSignals,
 ) -> int:
     """Runs `steps` (those made so far, to the total), saving every so often, when asked to stop,
     and at the end. Returns the number of steps made in all.
 
+    After each, `after` is given what has been saved if anything was, and returns the seconds that
+    it took, which are not training.
+
     Raises:
-      RunError: a metric was not finite. What was saved before it is untouched.
+      RunError: a metric, or what was to be saved, was not finite. What was saved before is
+        untouched.
     """
     done = steps.start
     try:
@@ -34,21 +41,41 @@ def run_steps(
             asked_at = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - asked_at
-            state, metrics = train_step(state, batch)
+            state, metrics = dispatch(train_step, state, batch)
             reporter.add(done, metrics, waited)
             stopping = stop.after(done)
             if stopping or done % checkpoint_every == 0 or done == steps.stop:
                 reporter.flush()  # nothing is saved whose metrics were not looked at
+                _check_finite(done, state)
                 save(done, state)
             if stopping:
                 break
+            reporter.leave_out(after(done, state))
     except NonFiniteError as error:
         store.wait()
         saved = store.latest_step()
         kept = f"the last good checkpoint is step {saved}" if saved else "nothing was saved yet"
         raise RunError(
-            f"training stopped: {error}; {kept}; lower optimizer.learning_rate or change the "
-            "recipe, in a new workdir"
+            f"training stopped: {error}; {kept}; run the same command with "
+            "--config.train.skip_nonfinite=True to go on without such steps, or lower "
+            "optimizer.learning_rate in a new workdir"
         ) from None
     store.wait()
     return done
+
+
+def dispatch(
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, Metrics]:
+    """Starts a step. An array that is not on its devices already is an error, not a slow step."""
+    with jax.transfer_guard("disallow"):
+        return train_step(state, batch)
+
+
+def _check_finite(step: int, state: TrainState) -> None:
+    """Raises NonFiniteError unless all of `state` is finite."""
+    if wrong := nonfinite_leaves(state):
+        more = f" (and {len(wrong) - 1} more arrays)" if len(wrong) > 1 else ""
+        raise NonFiniteError(f"{wrong[0]}{more} is not finite after step {step}")

@@ -1,10 +1,10 @@
 """What a run says while it runs: a log line and TensorBoard events, without making devices wait."""
 
 import logging
-import math
 import time
 from collections import deque
 from dataclasses import dataclass
+from math import isfinite
 from typing import NamedTuple
 
 import jax
@@ -15,17 +15,15 @@ from sra_jax.training.step import Metrics
 # Steps that may be under way on the devices: enough that they never wait for the host, few enough
 # that their inputs do not pile up in memory.
 MAX_STEPS_AHEAD = 2
+# Of steps skipped one after the other: that many are no accident of the data.
+MAX_SKIPPED_IN_A_ROW = 100
 SHOWN = ("loss", "generation", "alignment", "grad_norm")
 
 _log = logging.getLogger(__name__)
 
 
 class NonFiniteError(Exception):
-    """A metric of `step` was NaN or infinite."""
-
-    def __init__(self, step: int, name: str, value: float):
-        super().__init__(f"{name} is {value} at step {step}")
-        self.step = step
+    """Something was NaN or infinite; the message says what, and at which step."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,14 @@ class Reporter:
         self._pending: deque[_Pending] = deque()
         self._reported_step, self._reported_at = first_step, time.perf_counter()
         self._waited = 0.0
+        self._skipped = self._skipped_in_a_row = 0
 
     def add(self, step: int, metrics: Metrics, waited: float) -> None:
         """Takes the metrics of `step` and the seconds waited for its input.
 
         Raises:
-          NonFiniteError: a metric of an earlier step turned out not to be finite.
+          NonFiniteError: a metric of an earlier step turned out not to be finite, and it was not
+            skipped, or as were too many before it.
         """
         if self._pending and self._pending[-1].step % self._every == 0:
             self.flush()
@@ -77,12 +77,31 @@ class Reporter:
             return
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
         self._pending.clear()
-        for step, metrics in fetched:
-            for name, value in metrics.items():
-                if not math.isfinite(value):
-                    raise NonFiniteError(step, name, float(value))
-        means = {k: float(np.mean([m[k] for _, m in fetched])) for k in fetched[-1][1]}
-        self._report(fetched[-1][0], means)
+        made = [metrics for step, metrics in fetched if self._was_made(step, metrics)]
+        if made:
+            means = {k: float(np.mean([m[k] for m in made])) for k in made[0]}
+            if means.pop("skipped", None) is not None:
+                means["skipped_steps"] = float(self._skipped)
+            self._report(fetched[-1][0], means)
+
+    def _was_made(self, step: int, metrics: Metrics) -> bool:
+        """Whether `step` was not skipped; counts it if it was. Raises NonFiniteError."""
+        wrong = [f"{k} is {float(v)} at step {step}" for k, v in metrics.items() if not isfinite(v)]
+        if wrong and not metrics.get("skipped"):
+            raise NonFiniteError(wrong[0])
+        if not wrong:
+            self._skipped_in_a_row = 0
+            return True
+        self._skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(f"{wrong[0]}, the last of {MAX_SKIPPED_IN_A_ROW} skipped in a row")
+        _log.warning("skipped step %s (%s in all): %s", f"{step:,}", self._skipped, wrong[0])
+        return False
+
+    def leave_out(self, seconds: float) -> None:
+        """Does not count `seconds` that were spent on something else."""
+        self._reported_at += seconds
 
     def close(self) -> None:
         """Writes what is buffered."""

@@ -4,17 +4,26 @@ clu's own summary writer is made of TensorFlow, and importing any clu writer imp
 puts an empty one in its place, so it must be imported before anything of `clu.metric_writers`.
 """
 
+import io
+import logging
+import os
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import numpy as np
+from PIL import Image
+from tensorboard.compat import tf
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
+FLUSH_SECONDS = 120  # to a bucket a file is sent whole each time
+
+_log = logging.getLogger(__name__)
 _stand_in = ModuleType("clu.metric_writers.summary_writer")
 _stand_in.SummaryWriter = None
 sys.modules.setdefault(_stand_in.__name__, _stand_in)
@@ -23,10 +32,18 @@ from clu.metric_writers import AsyncWriter, MetricWriter  # noqa: E402
 
 
 class EventWriter(MetricWriter):
-    """Writes scalars to an event file in `logdir`; of clu's interface, what this project uses."""
+    """Writes an event file in `logdir`; of clu's interface, what this project uses.
+
+    Where the file cannot be written, that is logged once, and nothing more is: no run ends for it.
+    """
 
     def __init__(self, logdir: str):
-        self._events = EventFileWriter(logdir)
+        stamp = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._path = os.path.join(logdir, f"events.out.tfevents.{stamp}")
+        self._failed = False
+        self._flushed_at = time.monotonic()
+        self._records = RecordWriter(tf.io.gfile.GFile(self._path, "wb"))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes each scalar under its name."""
@@ -36,20 +53,54 @@ class EventWriter(MetricWriter):
             value.metadata.plugin_data.plugin_name = "scalars"
             values.append(value)
         summary = Summary(value=values)
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes the first of each `images` uint8 [N, H, W, 3] under its name."""
+        values = []
+        for tag, batch in images.items():
+            picture = io.BytesIO()
+            Image.fromarray(batch[0]).save(picture, format="PNG")
+            height, width, channels = batch.shape[1:]
+            summary = Summary.Image(
+                height=height,
+                width=width,
+                colorspace=channels,
+                encoded_image_string=picture.getvalue(),
+            )
+            values.append(Summary.Value(tag=tag, image=summary))
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def flush(self) -> None:
         """Returns when all that was written is in the file."""
-        self._events.flush()
+        self._try(self._records.flush)
 
     def close(self) -> None:
         """Flushes, and closes the file."""
-        self._events.close()
+        self._try(self._records.close)
+
+    def _write(self, event: Event) -> None:
+        self._try(lambda: self._records.write(event.SerializeToString()))
+        if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+            self._flushed_at = time.monotonic()
+            self.flush()
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            write()
+        except Exception as error:  # a disk's OSError, or whatever a bucket's library raises
+            self._failed = True
+            reason = getattr(error, "strerror", None) or error
+            _log.warning(
+                "cannot write %s (%s); training goes on without TensorBoard", self._path, reason
+            )
 
     def _unused(self, *args, **kwargs) -> None:
-        raise NotImplementedError("this project writes scalars only")
+        raise NotImplementedError("this project writes scalars and images only")
 
-    write_summaries = write_images = write_videos = write_audios = _unused
+    write_summaries = write_videos = write_audios = _unused
     write_texts = write_histograms = write_hparams = _unused
 
 

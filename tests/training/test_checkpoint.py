@@ -100,6 +100,16 @@ def test_one_tree_loads_without_the_others(tmp_path):
     assert_same(restored, {"ema": make_trees(1)["ema"]})
 
 
+def test_names_what_was_saved(tmp_path):
+    save_all(tmp_path, 1)
+    with CheckpointStore(tmp_path) as store:
+        assert store.names() == store.names(1) == {"step", "params", "ema", "opt_state"}
+        store.save(2, {"ema": make_trees(2)["ema"]}, {})
+    assert CheckpointStore(tmp_path).names() == {"ema"}
+    with pytest.raises(CheckpointError, match="no step 3"):
+        CheckpointStore(tmp_path).names(3)
+
+
 def test_keeps_the_newest_and_the_milestones(tmp_path):
     save_all(tmp_path, 10, 20, 30, 40, 50, keep=2, keep_every=20)
     assert CheckpointStore(tmp_path).steps() == [20, 40, 50]
@@ -118,7 +128,8 @@ def test_nothing_is_deleted_before_the_next_is_complete(tmp_path, disk_full):
             store.wait()
     message = str(failure.value)
     assert message.startswith(f"saving step 2 to {tmp_path}/checkpoints failed (")
-    assert message.endswith("the last good step is 1") and "\n" not in message
+    assert "), the last good step is 1: make room or mend the disk" in message
+    assert "\n" not in message
     assert_same(store.restore(ABSTRACT)[1], make_trees(1))
     assert store.save(2, make_trees(2), {})  # once there is room again
     store.close()
@@ -131,6 +142,15 @@ def test_a_failed_save_is_told_by_the_next(tmp_path, disk_full):
         store.save(1, make_trees(1), {})
         with pytest.raises(RunError, match=r"saving step 1 .* no step is saved yet"):
             store.save(2, make_trees(2), {})
+
+
+def test_a_removed_directory_is_told(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, make_trees(1), {})
+    store.wait()
+    store.directory.rename(tmp_path / "away")
+    with pytest.raises(RunError, match=r"saving step 2 .*the directory was removed.* no step is"):
+        store.save(2, make_trees(2), {})
 
 
 def test_the_error_that_ended_the_run_is_not_replaced(tmp_path, disk_full, caplog):
@@ -306,7 +326,10 @@ def run_child(script: str, workdir, **env) -> subprocess.Popen:
     paths = [str(Path(__file__).parent), *sys.path]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"} | env
     return subprocess.Popen(
-        [sys.executable, "-c", start + script, str(workdir)], env=env, stderr=subprocess.PIPE
+        [sys.executable, "-c", start + script, str(workdir)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 

@@ -108,9 +108,8 @@ def test_the_first_step_that_is_not_finite_is_named(tmp_path, name, value):
     for step in range(1, 8):
         bad = {name: value} if step in (5, 6) else {}
         report.add(step, metrics(1.0, grad_norm=2.0) | metrics(**({"loss": 1.0} | bad)), 0.0)
-    with pytest.raises(NonFiniteError, match=f"{name} is {value} at step 5") as error:
+    with pytest.raises(NonFiniteError, match=f"{name} is {value} at step 5"):
         report.flush()
-    assert error.value.step == 5
     report.close()
     assert "loss" not in read_back(tmp_path)
 
@@ -121,6 +120,28 @@ def test_a_bad_step_is_told_at_the_next_report_without_a_flush():
     report.add(2, metrics(1.0), waited=0.0)
     with pytest.raises(NonFiniteError, match="at step 1"):
         report.add(3, metrics(1.0), waited=0.0)
+
+
+def test_skipped_steps_are_told_counted_and_left_out_of_the_means(tmp_path, caplog):
+    report = reporter(make_writer(str(tmp_path)), every=4)
+    for step, loss in enumerate([1.0, math.nan, 3.0, 5.0, 7.0], start=1):
+        report.add(step, metrics(loss, skipped=math.isnan(loss)), waited=0.0)
+    with caplog.at_level(logging.INFO, logger=reporting.__name__):
+        report.flush()
+    report.close()
+    assert caplog.messages[0] == "skipped step 2 (1 in all): loss is nan at step 2"
+    events = read_back(tmp_path)
+    assert events["loss"] == {4: 3.0, 5: 7.0} and events["skipped_steps"] == {4: 1.0, 5: 1.0}
+
+
+def test_a_run_that_skips_every_step_ends():
+    report, last = reporter(None, every=7), reporting.MAX_SKIPPED_IN_A_ROW
+    for step in range(1, last + 1):  # the first row of skipped steps is one too short
+        report.add(step, metrics(1.0 if step == 1 else math.nan, skipped=step > 1), waited=0.0)
+    report.flush()
+    report.add(last + 1, metrics(math.nan, skipped=1), waited=0.0)
+    with pytest.raises(NonFiniteError, match=f"at step {last + 1}, the last of {last} skipped"):
+        report.flush()
 
 
 def test_nothing_is_reported_twice(tmp_path):
@@ -184,3 +205,17 @@ def test_closing_leaves_no_thread(tmp_path):
     report.close()
     assert threading.active_count() <= before
     assert read_back(tmp_path)["loss"] == {1: 1.0}
+
+
+def test_events_that_cannot_be_written_are_told_once_and_end_nothing(tmp_path, caplog, capfd):
+    (tmp_path / "events").mkdir()
+    report = reporter(make_writer(str(tmp_path / "events")), every=1)
+    report.add(1, metrics(1.0), waited=0.0)
+    (tmp_path / "events").rename(tmp_path / "away")
+    for step in (2, 3, 4):
+        report.add(step, metrics(1.0), waited=0.0)
+    report.flush()
+    report.close()
+    (warning,) = [record.message for record in caplog.records if record.levelname != "INFO"]
+    assert "No such file or directory); training goes on without TensorBoard" in warning
+    assert capfd.readouterr().err == ""

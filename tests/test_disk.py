@@ -1,0 +1,103 @@
+"""A disk that fails ends a command in one line, nothing is lost, and the same command goes on.
+
+No file of a command grows beyond a limit here: it is refused then as by a full disk.
+"""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from commands import (
+    DEADLINE,
+    compilation_cache,
+    digits,
+    environment,
+    finish,
+    run,
+    saved_arrays,
+    start,
+)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return compilation_cache(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def trained(compiled, tmp_path_factory):
+    """The workdir of a run of two steps."""
+    workdir = tmp_path_factory.mktemp("trained")
+    assert run("train", digits(workdir, train__steps=2), **compiled).code == 0
+    return workdir
+
+
+def run_limited(name, flags, kilobytes, **extra):
+    """Runs a command of which no file grows beyond the limit."""
+    command = [sys.executable, "-m", f"sra_jax.{name}", *map(str, flags)]
+    limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "-", *command]
+    return subprocess.run(limited, env=environment(**extra), capture_output=True, text=True)
+
+
+def assert_failed(code, err, *parts):
+    """Exit code 1 and one line on stderr, which holds all `parts`."""
+    assert code == 1, err
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert str(part) in line, line
+
+
+def test_training_ends_with_the_last_good_state_kept(trained, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    flags = digits(workdir, data__path=trained / "data", train__steps=6, train__checkpoint_every=2)
+    for kilobytes, parts in {
+        1: ["File too large; make room or mend the disk"],  # its config
+        16: [f"saving step 2 to {workdir}/checkpoints failed", "no step is saved yet: make room"],
+    }.items():
+        result = run_limited("train", flags, kilobytes)
+        assert_failed(result.returncode, result.stderr, *parts)
+    result = run("train", flags, **compiled)
+    assert (result.code, result.err) == (0, "") and "finished: step 6 is saved" in result.out
+    assert saved_arrays(workdir, 6)["['step']"] == 6
+
+
+def test_checkpoints_removed_under_a_run_end_it(trained, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    lengths = {"train__steps": 100_000, "train__checkpoint_every": 10}
+    process = start("train", digits(workdir, **lengths), **compiled)
+    deadline = time.monotonic() + DEADLINE
+    while not (workdir / "checkpoints" / "10").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    (workdir / "checkpoints").rename(tmp_path / "away")
+    result = finish(process)
+    assert_failed(result.code, result.err, f"to {workdir}/checkpoints failed", "make room or mend")
+
+
+def test_sampling_ends_and_goes_on(trained, compiled, tmp_path):
+    out = tmp_path / "out.npz"
+    flags = [f"--workdir={trained}", f"--out={out}", "--num=40", "--solver=euler", "--steps=2"]
+    for chunk, parts in {
+        40: [f"cannot write {out}.parts/000000.npy: ", f"are safe in {out}.parts: make room"],
+        10: [f"cannot write {out}: ", "finished chunks are safe"],
+    }.items():  # 64 bytes an image
+        result = run_limited("sample", [*flags, f"--chunk={chunk}"], 1)
+        assert_failed(result.returncode, result.stderr, *parts)
+        if chunk == 40:
+            (tmp_path / "out.npz.parts" / "request.json").unlink()
+    result = run("sample", [*flags, "--chunk=10"], **compiled)
+    assert (result.code, result.err) == (0, "") and "4 of 4 chunks are there" in result.out
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+    assert np.load(out)["arr_0"].shape == (40, 8, 8, 1)
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(trained, compiled, tmp_path):
+    flags = digits(tmp_path / "run", data__path=trained / "data", train__steps=2)
+    with open("/dev/full", "w") as full:
+        result = finish(start("train", flags, out=full, **compiled))
+    assert result.code == 0
+    assert result.err == "warning: no more log: No space left on device\n"
+    assert saved_arrays(tmp_path / "run", 2)["['step']"] == 2
