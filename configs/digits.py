@@ -27,6 +27,7 @@ def get_config(argument: str = "sit") -> ConfigDict:
     config.train.update(
         steps=3000, batch_size=64, ema_decay=0.995, log_every=250, checkpoint_every=500
     )
+    config.evaluation.grid_every = 1000
     if kind == "sit":
         config.process = ConfigDict(
             {"name": "interpolant", "path": "linear", "weighting": "uniform"}

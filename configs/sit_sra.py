@@ -17,6 +17,7 @@ The paper's ablations are overrides:
   --config.sra.gap=fixed  --config.sra.gap_max=0              a fixed gap, or none
   --config.sra.head=False                                     no projection head
   --config.sra.distance=l2  --config.train.ema_decay=0.999    another distance, another teacher
+  --config.sra.teacher_fraction=0.5                           align half of each batch
 
 Hardware: XL/2 at 256 with batch 256 fits 16 chips of a TPU v5e with slice=v5e:4x4, or wherever
 python -m sra_jax.compile says so; --config.model.remat=dots or full needs less memory.

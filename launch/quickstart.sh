@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Train, sample and score a small SiT with Self-Representation Alignment on handwritten digits: minutes on two cores.
+# Train, sample, score and probe a small SiT with Self-Representation Alignment on handwritten digits: minutes on two cores.
 #
 # usage: bash launch/quickstart.sh [--fresh] [--dry-run]
 #
-#   bash launch/quickstart.sh             set up, train, sample, evaluate; run again, it goes on where it stopped
+#   bash launch/quickstart.sh             set up, train, sample, evaluate, probe; run again, it goes on where it stopped
 #   bash launch/quickstart.sh --fresh     delete runs/digits first
 #   bash launch/quickstart.sh --dry-run   print the commands and run none
 #
@@ -29,6 +29,7 @@ run "$python" -m sra_jax.train --config=configs/digits.py --workdir=runs/digits
 run "$python" -m sra_jax.sample --workdir=runs/digits --out=runs/digits/samples.npz --grid=runs/digits/samples.png \
   --num=1000 --seed=0
 run "$python" -m sra_jax.evaluate --samples=runs/digits/samples.npz --reference=embedded:digits
+run "$python" -m sra_jax.probe --workdir=runs/digits
 [[ -z "$dry_run" ]] || exit 0
 
 echo

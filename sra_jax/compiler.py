@@ -113,7 +113,7 @@ def slice_devices(topology: str) -> list[jax.Device]:
 
 def _train_task(experiment: Experiment, mesh: Mesh) -> Task:
     train = experiment.train
-    check_batch(train.batch_size, train.microbatches, mesh)
+    check_batch(train.batch_size, experiment.parts, mesh)
     # Only the shapes matter; scale and shift are constants that the data set would tell.
     shape = experiment.data.latent_shape
     data = LatentSpec("sd_vae", 1.0, 0.0, shape, 8 * shape[0], 3, experiment.data.num_classes)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from sra_jax.errors import InputError, expect_one_of
-from sra_jax.models import parse_variant
+from sra_jax.models import SIZES, TransformerConfig, name_variant, parse_variant
 
 IMAGENET_OPTIONS = {
     "res": ("256", "512"),
@@ -23,7 +23,7 @@ IMAGENET_OPTIONS = {
 BEST_LAYOUTS = {
     "v5e:4x4": ((2, 8, 1), "dots"),
     "v5e:16x16": ((16, 16, 1), "dots"),
-    "v5p:2x2x4": ((16, 1, 1), "none"),
+    "v5p:2x2x4": ((16, 1, 1), "dots"),
 }
 # The released code's schedule, by resolution: its last epoch of constant weight, counted from 0,
 # and in how many epochs after it the weight falls to a tenth.
@@ -53,6 +53,7 @@ def base_config() -> ConfigDict:
                 "gap": "dynamic",
                 "gap_max": 0.2,
                 "head": True,
+                "teacher_fraction": 1.0,
                 "constant_epochs": 0,
                 "decade_epochs": 0,
             },
@@ -91,6 +92,15 @@ def base_config() -> ConfigDict:
                 "guidance": 1.0,
                 "guidance_interval": (0.0, 1.0),
                 "guidance_channels": 0,
+            },
+            "evaluation": {
+                "grid_every": 0,
+                "fid_every": 0,
+                "fid_images": 5000,
+                "features": "inception",
+                "reference": "",
+                "inception": "",
+                "vae": "",
             },
         }
     )
@@ -131,6 +141,39 @@ def imagenet_config(argument: str, kind: str, release_weight: float) -> ConfigDi
         examples_per_epoch=1_281_167,
     )
     config.train.update(steps=4_000_000, keep_every=50_000)
+    return config
+
+
+def imported_config(model: TransformerConfig, head: bool, path: str, original: bool) -> ConfigDict:
+    """The config of a model that was trained elsewhere: its shape, and for all that a checkpoint
+    does not tell, what `configs/sit_sra.py` and `configs/dit_sra.py` say.
+
+    Without a projection head it is a plain SiT or DiT, of weight 0. A SiT on `path` that is
+    `original`, of the SiT release, is sampled as there.
+    """
+    variant = name_variant(model.width, model.depth, model.num_heads, model.patch_size)
+    side, channels = model.input_size, model.in_channels
+    options = f"res={512 if side == 64 else 256}" + ("" if head else ",weight=0")
+    config = imagenet_config(f"{variant or 'XL/2'},{options}", model.kind, release_weight=0.0)
+    config.model.update(
+        patch_size=model.patch_size, width=model.width, depth=model.depth, num_heads=model.num_heads
+    )
+    if variant is None:  # as deep in proportion as in XL
+        depth, blocks = SIZES["XL"].depth, (config.sra.student_block, config.sra.teacher_block)
+        student, teacher = (max(1, round(block * model.depth / depth)) for block in blocks)
+        config.sra.update(student_block=student, teacher_block=teacher)
+    config.data.update(latent_shape=(side, side, channels), num_classes=model.num_classes)
+    three = 3 if channels > 3 else 0  # guided channels, of the scripts that guide only so many
+    if model.kind == "dit":
+        config.process = ConfigDict({"name": "ddpm"})
+        config.sampling.update(solver="ddpm", guidance=1.5, guidance_channels=three)
+        return config
+    config.process = ConfigDict({"name": "interpolant", "path": path, "weighting": "uniform"})
+    if original:
+        config.sampling.update(solver="sde", guidance=1.5, guidance_channels=three)
+        return config
+    guidance = 2.5 if side == 64 else 1.8
+    config.sampling.update(solver="sde", guidance=guidance, guidance_interval=(0.0, 0.7))
     return config
 
 

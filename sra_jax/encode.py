@@ -11,8 +11,8 @@ would have without. Any number of processes may share the work, on a disk that a
 
 A source is tfds:NAME (prepared as ArrayRecord), a folder with a directory for each class (or with
 images only: one class), an .npz with arr_0 or images, uint8 [N, H, W, C], and perhaps labels [N],
-embedded:digits, or npy:FOLDER, what the scripts of EDM2, REPA and SRA write (those of EDM2 encode
-pixels in [0, 1], not [-1, 1], and so will be what is trained on them).
+embedded:digits or embedded:shapes, or npy:FOLDER, what the scripts of EDM2, REPA and SRA write
+(those of EDM2 encode pixels in [0, 1], not [-1, 1], and so will be what is trained on them).
 """
 
 from absl import flags

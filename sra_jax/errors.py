@@ -15,6 +15,10 @@ class InputError(ValueError):
     The commands print it as one line on stderr and exit with code 2.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback (IPython asks for it by this name)."""
+        return [f"error: {self}"]
+
 
 def expect_one_of(what: str, value: str, known: Iterable[str]) -> None:
     """Raises InputError, with the nearest name, unless `value` is among `known`."""

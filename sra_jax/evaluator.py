@@ -2,30 +2,33 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from sra_jax import workdir as workdirs
-from sra_jax.codecs import codec_from_name
-from sra_jax.data.digits import load_digits
-from sra_jax.data.sources import EMBEDDED_DIGITS
-from sra_jax.errors import InputError
-from sra_jax.evaluation.extraction import extract
-from sra_jax.evaluation.images import BROKEN, ImageSet, describe_size, first_line, open_images
-from sra_jax.evaluation.inception_weights import HOW_TO_FETCH, load_inception
+from sra_jax.errors import InputError, expect_one_of
+from sra_jax.evaluation import history
+from sra_jax.evaluation.drawn import DrawnImages, check_count
+from sra_jax.evaluation.images import ImageSet, load_labelled, open_images
+from sra_jax.evaluation.inception_weights import HOW_TO_FETCH
+from sra_jax.evaluation.judge import (
+    Judge,
+    inception_judge,
+    label,
+    open_labelled_reference,
+    probe_judge,
+)
 from sra_jax.evaluation.pixels import pixel_report
-from sra_jax.evaluation.reference import Reference, complete, open_reference, save_reference
-from sra_jax.evaluation.suite import LABELS, METRICS, compare, parse_metrics, summarise
+from sra_jax.evaluation.reference import expect_one_size, open_reference, save_reference
+from sra_jax.evaluation.suite import METRICS, parse_metrics
 from sra_jax.outputs import writable_file
-from sra_jax.sampler import DECODE_BATCH, MAX_IMAGES_DRAWN, expect_finite
-from sra_jax.sampling.generate import choose_labels, make_sampler, sample_chunks
+from sra_jax.sampler import make_drawing, open_codec
 
 DEFAULT_NUM = 50_000
-DRAW_CHUNK = 64  # images that a device samples at a time, as sra_jax.sample does
+FEATURES = ("inception", "probe", "pixels")
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +37,8 @@ _log = logging.getLogger(__name__)
 class EvaluateRequest:
     """What to measure. Either `samples` or `workdir`; neither, to only save a reference.
 
-    `num` and `vae` go with `workdir`; None draws 50,000 images.
+    `num`, `vae` and `step` go with `workdir`; None draws 50,000 images from the newest checkpoint.
+    `features` None is "inception" with an `inception` file, else "pixels".
     """
 
     reference: str
@@ -42,6 +46,8 @@ class EvaluateRequest:
     workdir: str | None = None
     num: int | None = None
     vae: str | None = None
+    step: int | None = None
+    features: str | None = None
     metrics: str | None = None
     inception: str | None = None
     save_reference: str | None = None
@@ -50,8 +56,8 @@ class EvaluateRequest:
 def evaluate(request: EvaluateRequest) -> None:
     """Compares samples with a reference; logs a table and prints one JSON line.
 
-    With Inception's weights the numbers are those of the papers, see `evaluation.suite`; without
-    them, those of `evaluation.pixels`.
+    The numbers are those of the papers (Inception's features, see `evaluation.suite`), the same on
+    a small classifier's features, or those of `evaluation.pixels`.
 
     Raises:
       InputError: a file is missing or of another form, the two sets are of different sizes, or the
@@ -61,123 +67,112 @@ def evaluate(request: EvaluateRequest) -> None:
         raise InputError("--reference is empty; name a file, a folder or embedded:digits")
     if request.samples and request.workdir:
         raise InputError("--samples and --workdir exclude each other; give one of them")
-    for name in ("num", "vae"):
+    for name in ("num", "vae", "step"):
         if not request.workdir and (value := getattr(request, name)) is not None:
             raise InputError(f"--{name}={value} needs --workdir, a run to draw from; leave it out")
-    if request.inception:
-        _measure_features(request)
-    else:
+    if choose_features(request) == "pixels":
         _measure_pixels(request)
+    else:
+        _measure_features(request)
 
 
-def load_images(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, C] and labels [N] of an .npz, or the embedded digits.
+def open_judge(
+    request: EvaluateRequest, name: str = "", resolution: tuple[int, int] | None = None
+) -> Judge:
+    """What `request` measures by: the set called `name`, images of `resolution`, if known.
 
     Raises:
-      InputError: no such file, or not of that form.
+      InputError: the reference or the Inception file cannot be used, or is of another size.
     """
-    if path == EMBEDDED_DIGITS:
-        return load_digits()
-    if Path(path).is_dir():
-        raise InputError(
-            f"{path} is a folder, without --inception=FILE expected an .npz with arr_0 and labels: "
-            f"{HOW_TO_FETCH}"
-        )
-    if not Path(path).is_file():
-        raise InputError(f"no file {path}; write it with sra_jax.sample, or check the path")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise ValueError("it is a .npy, a single array")
-        with loaded as arrays:
-            images, labels = arrays["arr_0"], arrays["labels"]
-    except BROKEN as error:
-        reason = first_line(error)
-        raise InputError(f"{path} is not an .npz with arr_0 and labels ({reason})") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise InputError(
-            f"{path} holds arr_0 {images.dtype} {images.shape} and labels {labels.shape}, expected "
-            "uint8 [N, H, W, C] and [N]"
-        )
-    if len(images) < 2:
-        raise InputError(f"{path} holds {len(images)} images, expected at least 2")
-    if labels.dtype.kind not in "iu":
-        raise InputError(f"{path} holds labels {labels.dtype}, expected integers; convert them")
-    return images, labels
+    metrics = parse_metrics(request.metrics or ",".join(METRICS))
+    if choose_features(request) == "probe":
+        reference, labels = open_labelled_reference(request.reference)
+    else:
+        reference, labels = open_reference(request.reference, metrics), None
+    if resolution:
+        expect_one_size(name, resolution, reference)
+    if labels is None:
+        judge = inception_judge(request.inception, reference, metrics)
+    else:
+        judge = probe_judge(reference, labels, metrics)
+    if request.save_reference and jax.process_index() == 0:
+        save_reference(request.save_reference, judge.summary, reference.resolution)
+        _log.info("reference: %s", request.save_reference)
+    return judge
 
 
-class DrawnImages:
-    """Images drawn from the newest EMA weights of a run, as they are asked for.
+def draw_images(
+    workdir: str, count: int, vae: str | None, step: int | None = None
+) -> tuple[int, DrawnImages]:
+    """The step, and its images: `count` of balanced labels, with EMA weights and the run's own
+    solver and guidance, as `sra_jax.sample --num` writes them.
 
-    They are those that `sra_jax.sample --num` writes: balanced labels, seed 0, and the run's own
-    solver and guidance.
+    Raises:
+      InputError: there is no such run or checkpoint, or it cannot be sampled from.
     """
+    check_count(count)
+    data = workdirs.read(workdirs.open_directory(workdir)).data
+    codec = open_codec(data, vae)
+    trained = workdirs.load_model(workdir, step=step)
+    drawing = make_drawing(trained.experiment, trained.model, codec, count)
+    return trained.step, DrawnImages(workdir, drawing, trained.params, data.resolution)
 
-    def __init__(self, workdir: str, count: int, vae: str | None):
-        """Opens the run. Raises InputError: there is none, or it cannot be sampled from."""
-        if count < 2:
-            raise InputError(f"num is {count}, expected at least 2 images to compare")
-        if count > MAX_IMAGES_DRAWN:
-            raise InputError(f"num is {count}, expected at most {MAX_IMAGES_DRAWN}; draw fewer")
-        data = workdirs.read(workdirs.open_directory(workdir)).data
-        self.name, self.count = workdir, count
-        self.resolution = (data.resolution, data.resolution)
-        self._labels = choose_labels("balanced", count, data.num_classes, seed=0)
-        self._codec = codec_from_name(data.codec, data.scale, data.shift, vae)
-        self._codec.decode(np.zeros((1, *data.latent_shape), np.float32))  # refuses a misfit
-        self._trained = workdirs.load_model(workdir)
-        _log.info("sampling with the ema weights of step %s", f"{self._trained.step:,}")
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """See `ImageSet`."""
-        trained, experiment = self._trained, self._trained.experiment
-        sampler = make_sampler(
-            trained.model, experiment.process, experiment.solver_steps(), experiment.guidance()
-        )
-        wanted = range(-(-self.count // DRAW_CHUNK))
-        drawn = sample_chunks(
-            sampler, trained.params, self._labels, 0, DRAW_CHUNK, wanted, jax.local_devices()
-        )
-        left = self.count
-        for number, latents in drawn:
-            latents = expect_finite(latents, number)[:left]
-            left -= len(latents)
-            for start in range(0, len(latents), DECODE_BATCH):
-                images = self._codec.decode(latents[start : start + DECODE_BATCH])
-                yield np.broadcast_to(images, (*images.shape[:3], 3))
+def choose_features(request: EvaluateRequest) -> str:
+    """The features that `request` asks for, one of `FEATURES`.
+
+    Raises InputError: they do not go with what else it asks for.
+    """
+    features = request.features or ("inception" if request.inception else "pixels")
+    expect_one_of("features", features, FEATURES)
+    if features == "inception" and not request.inception:
+        raise InputError(f"--features=inception needs --inception=FILE: {HOW_TO_FETCH}")
+    if features != "inception":
+        for name in ("inception", "save_reference"):
+            if (value := getattr(request, name)) is not None:
+                raise InputError(
+                    f"--{name}={value} is of Inception's features, but --features is {features}; "
+                    f"leave one out ({HOW_TO_FETCH})"
+                )
+    return features
+
+
+def setting_of(request: EvaluateRequest) -> history.Record:
+    """How `request` measures a run: what its numbers may be compared by."""
+    return {
+        "features": choose_features(request),
+        "reference": request.reference,
+        "images": DEFAULT_NUM if request.num is None else request.num,
+    }
 
 
 def _measure_features(request: EvaluateRequest) -> None:
     """FID and its kin."""
-    metrics = parse_metrics(request.metrics or ",".join(METRICS))
     if request.save_reference is not None:
         writable_file(request.save_reference, ".npz")
-    reference = open_reference(request.reference, metrics)
     samples = _open_samples(request)
+    judge = open_judge(request, *((samples.name, samples.resolution) if samples else ()))
     if samples:
-        _expect_one_size(samples, reference)
-    params, devices = load_inception(request.inception), jax.local_devices()
-    real = complete(reference, params, devices, metrics)
-    if request.save_reference:
-        save_reference(request.save_reference, real, reference.resolution)
-        _log.info("reference: %s", request.save_reference)
-    if samples:
-        drawn = summarise(samples.name, extract(params, samples, devices), metrics)
-        numbers = compare(drawn, real, metrics)
-        rows = {LABELS[name]: f"{number:.4f}" for name, number in numbers.items()}
+        numbers = judge.measure(samples)
+        rows = {label(name): f"{number:.4f}" for name, number in numbers.items()}
+        if judge.prefix:
+            rows["(probe)"] = "on a small classifier's features: not comparable with any FID"
         counts, numbers = f"{samples.count:,} images", {"images": samples.count, **numbers}
         _report(samples.name, request.reference, counts, rows, numbers)
 
 
 def _measure_pixels(request: EvaluateRequest) -> None:
     """What serves images as small as the digits."""
-    for name in ("workdir", "metrics", "save_reference"):
+    for name in ("workdir", "metrics"):
         if (value := getattr(request, name)) is not None:
-            raise InputError(f"--{name}={value} needs --inception=FILE: {HOW_TO_FETCH}")
+            raise InputError(
+                f"--{name}={value} needs --inception=FILE ({HOW_TO_FETCH}), or --features=probe"
+            )
     if not request.samples:
         raise InputError("--samples is missing; see --help")
-    images, labels = load_images(request.samples)
-    real_images, real_labels = load_images(request.reference)
+    images, labels = load_labelled(request.samples)
+    real, real_labels = open_labelled_reference(request.reference)
+    real_images = real.images.images
     if images.shape[1:] != real_images.shape[1:]:
         raise InputError(
             f"{request.samples} holds images of shape {images.shape[1:]}, {request.reference} of "
@@ -209,28 +204,16 @@ def _open_samples(request: EvaluateRequest) -> ImageSet | None:
     if request.samples:
         return open_images(request.samples)
     if request.workdir:
-        num = DEFAULT_NUM if request.num is None else request.num
-        return DrawnImages(request.workdir, num, request.vae)
+        count = setting_of(request)["images"]
+        step, images = draw_images(request.workdir, count, request.vae, request.step)
+        _log.info("sampling with the ema weights of step %s", f"{step:,}")
+        return images
     if request.save_reference:
         return None
     raise InputError("--samples or --workdir is missing; see --help")
 
 
-def _expect_one_size(samples: ImageSet, reference: Reference) -> None:
-    if reference.resolution not in (None, samples.resolution):
-        drawn, real = describe_size(samples.resolution), describe_size(reference.resolution)
-        raise InputError(
-            f"{samples.name} holds images of {drawn}, {reference.name} of {real}; choose a "
-            "reference of the same resolution"
-        )
-
-
 def _expect_classes(request: EvaluateRequest, labels: np.ndarray, real: np.ndarray) -> None:
-    if len(np.unique(real)) < 2:
-        raise InputError(
-            f"{request.reference} holds images of class {real[0]} alone, expected two classes or "
-            "more; choose another reference"
-        )
     unknown = np.setdiff1d(labels, real)
     if len(unknown):
         raise InputError(
@@ -246,6 +229,8 @@ def _report(
     rows: Mapping[str, str],
     numbers: Mapping[str, float],
 ) -> None:
+    if jax.process_index() > 0:
+        return
     for name, value in {"samples": counts, **rows}.items():
-        _log.info("%-18s%s", name, value)
+        _log.info("%-25s%s", name, value)
     print(json.dumps({"samples": samples, "reference": reference, **numbers}))

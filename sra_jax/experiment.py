@@ -20,7 +20,7 @@ from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.solvers import Step, make_steps, parse_steps
 from sra_jax.sra import SRAConfig, WeightSchedule
 from sra_jax.training.optimizer import OptimizerConfig
-from sra_jax.training.step import Objective, StepConfig
+from sra_jax.training.step import Objective, StepConfig, StepSettings
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The latents: where they are (a directory, or "embedded:digits") and what they must be."""
+    """The latents: where they are (a directory, or an embedded set) and what they must be."""
 
     path: str
     latent_shape: tuple[int, int, int]
@@ -55,33 +55,21 @@ class DataConfig:
             raise InputError("data.num_classes and data.examples_per_epoch must be at least 1")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(StepSettings):
     """The run: lengths and intervals in steps; `batch_size` is global; `keep_every=0` keeps no
-    checkpoint beyond the newest `keep`; `skip_nonfinite` leaves out steps whose loss or gradient is
-    not finite, which otherwise end the run."""
+    checkpoint beyond the newest `keep` and the best."""
 
     steps: int
     batch_size: int
-    seed: int = 0
-    label_dropout: float = 0.1
-    ema_decay: float = 0.9999
-    microbatches: int = 1
     log_every: int = 100
     checkpoint_every: int = 5000
     keep: int = 3
     keep_every: int = 0
-    skip_nonfinite: bool = False
 
     def __post_init__(self):
-        for name in (
-            "steps",
-            "batch_size",
-            "microbatches",
-            "log_every",
-            "checkpoint_every",
-            "keep",
-        ):
+        super().__post_init__()
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} is {getattr(self, name)}, expected at least 1")
         if self.keep_every < 0 or not 0 <= self.seed < 2**32:
@@ -107,6 +95,34 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What a run shows of itself: intervals are in steps, 0 is never.
+
+    A grid of samples every `grid_every`; every `fid_every`, the FID of `fid_images` samples against
+    `reference`, on the features of Inception (weights in the file `inception`) or of a "probe", a
+    small classifier. `vae` is the folder of the VAE's weights, for latents of codec sd_vae.
+    """
+
+    grid_every: int = 0
+    fid_every: int = 0
+    fid_images: int = 5000
+    features: str = "inception"
+    reference: str = ""
+    inception: str = ""
+    vae: str = ""
+
+    def __post_init__(self):
+        expect_one_of("evaluation.features", self.features, ("inception", "probe"))
+        if min(self.grid_every, self.fid_every) < 0 or self.fid_images < 2:
+            raise InputError(
+                f"evaluation.grid_every {self.grid_every}, fid_every {self.fid_every} and "
+                f"fid_images {self.fid_images} must be at least 0, 0 and 2"
+            )
+        if self.fid_every and not self.reference:
+            raise InputError("evaluation.fid_every needs evaluation.reference, real images")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One run, whole. Made by `from_dict`."""
 
@@ -119,6 +135,7 @@ class Experiment:
     train: TrainConfig
     mesh: MeshConfig
     sampling: SamplingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "Experiment":
@@ -127,8 +144,8 @@ class Experiment:
         Raises:
           InputError: a section or field that is unknown or missing, or a value that cannot be.
         """
-        sections = ("model", "process", "sra", "optimizer", "data", "train", "mesh", "sampling")
-        _check_names("config", config, sections, sections)
+        sections = [field.name for field in dataclasses.fields(cls) if field.name != "weight"]
+        _check_names("config", config, sections, [s for s in sections if s != "evaluation"])
         data = _build(DataConfig, "data", config["data"])
         train = _build(TrainConfig, "train", config["train"])
         sra, weight = _read_sra(config["sra"], data.examples_per_epoch // train.batch_size)
@@ -142,6 +159,7 @@ class Experiment:
             train=train,
             mesh=_build(MeshConfig, "mesh", config["mesh"]),
             sampling=_build(SamplingConfig, "sampling", config["sampling"]),
+            evaluation=_build(EvaluationConfig, "evaluation", config.get("evaluation", {})),
         )
         experiment._check()
         return experiment
@@ -177,21 +195,23 @@ class Experiment:
 
     def step_config(self, scale: float, shift: float) -> StepConfig:
         """How a step is made on latents of this scale and shift."""
-        train = self.train
-        return StepConfig(
-            seed=train.seed,
-            label_dropout=train.label_dropout,
-            ema_decay=train.ema_decay,
-            microbatches=train.microbatches,
-            scale=scale,
-            shift=shift,
-            skip_nonfinite=train.skip_nonfinite,
-        )
+        shared = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(StepSettings)}
+        return StepConfig(**shared, scale=scale, shift=shift)
 
     @property
     def head(self) -> bool:
         """Whether the parameters include the projection head."""
         return self.sra is not None and self.sra.head
+
+    @property
+    def stride(self) -> int:
+        """One example of so many is aligned."""
+        return self.sra.stride if self.sra is not None else 1
+
+    @property
+    def parts(self) -> int:
+        """What every device's share of a batch must divide by."""
+        return self.train.microbatches * self.stride
 
     def guidance(self) -> Guidance:
         """The guidance that samples of this run use."""
@@ -210,17 +230,22 @@ class Experiment:
             raise InputError(
                 f"sra.teacher_block is {self.sra.teacher_block}, but the model has {depth} blocks"
             )
-        if self.train.batch_size % self.train.microbatches:
+        if self.train.batch_size % self.parts:
             raise InputError(
                 f"train.batch_size {self.train.batch_size} does not divide into "
-                f"{self.train.microbatches} microbatches"
+                f"{self.train.microbatches} microbatches of groups of {self.stride} "
+                "(1 / sra.teacher_fraction)"
+            )
+        if self.evaluation.fid_every % self.train.checkpoint_every:
+            raise InputError(
+                f"evaluation.fid_every is {self.evaluation.fid_every}, expected a multiple of "
+                f"train.checkpoint_every {self.train.checkpoint_every}: the best is to be kept"
             )
         if self.sampling.guidance_channels > self.data.latent_shape[2]:
             raise InputError(
                 f"sampling.guidance_channels is {self.sampling.guidance_channels}, but latents "
                 f"have {self.data.latent_shape[2]} channels; 0 guides all"
             )
-        self.step_config(1.0, 0.0)
         self.guidance()
         self.solver_steps()
 

@@ -1,20 +1,26 @@
 """Places to write results to, refused before anything expensive starts rather than after it."""
 
+import contextlib
+import fcntl
+import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from sra_jax.errors import InputError
 
 
-def writable_file(path: str, ending: str) -> Path:
+def writable_file(path: str, ending: str | tuple[str, ...]) -> Path:
     """`path`, for a file that can be written beside and renamed; makes its directory.
 
     Raises:
-      InputError: it has another ending than `ending`, is a directory, or cannot be written.
+      InputError: it has another ending than `ending` (one, or any of several), is a directory, or
+        cannot be written.
     """
-    _expect_local(path)
+    expect_local(path)
     if not path.endswith(ending):
-        raise InputError(f"{path!r} does not end in {ending}; name a file that does")
+        endings = ending if isinstance(ending, str) else ", ".join(ending)
+        raise InputError(f"{path!r} does not end in {endings}; name a file that does")
     target = Path(path)
     try:
         if target.is_dir():
@@ -28,7 +34,7 @@ def writable_file(path: str, ending: str) -> Path:
 
 def writable_directory(path: str) -> Path:
     """`path`, a directory that files can be written to; makes it. Raises InputError otherwise."""
-    _expect_local(path)
+    expect_local(path)
     if not path:
         raise InputError("the directory to write to is '' (empty); name one, or leave its flag out")
     directory = Path(path)
@@ -40,7 +46,37 @@ def writable_directory(path: str) -> Path:
     return directory
 
 
-def _expect_local(path: str) -> None:
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path`, of the same ending, to write to; it takes the place of `path` when all
+    went well, and is gone otherwise."""
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield scratch
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Keeps other commands that claim `directory` out of it. Raises InputError: one is in it."""
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process writes to {directory}; wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def expect_local(path: str) -> None:
+    """Raises InputError for a path in a bucket."""
     if "://" in path:
         raise InputError(
             f"cannot write {path}: expected a local path; write to one, and copy it there "

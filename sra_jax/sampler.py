@@ -3,11 +3,11 @@
 import dataclasses
 import itertools
 import logging
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,17 +16,19 @@ from PIL import Image
 
 from sra_jax import workdir as workdirs
 from sra_jax.codecs import Codec, codec_from_name
-from sra_jax.errors import InputError, RunError
+from sra_jax.data.spec import LatentSpec
+from sra_jax.errors import InputError
 from sra_jax.experiment import Experiment
+from sra_jax.models import DiffusionTransformer
 from sra_jax.outputs import writable_directory, writable_file
-from sra_jax.sampling.generate import choose_labels, make_sampler, sample_chunks
+from sra_jax.sampling.draw import CHUNK, Drawing
+from sra_jax.sampling.generate import choose_labels, make_sampler
 from sra_jax.sampling.grid import MAX_IMAGES, save_grid
 from sra_jax.sampling.parts import PartStore, share
 from sra_jax.training.reporting import format_seconds
 
 MAX_IMAGES_DRAWN = 10**8
 PROGRESS_SECONDS = 5.0
-DECODE_BATCH = 16  # a VAE needs some 200 MB for each image of 256 pixels
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class SampleRequest:
     seed: int = 0
     weights: str = "ema"
     step: int | None = None
-    chunk: int = 64
+    chunk: int = CHUNK
     vae: str | None = None
 
 
@@ -68,14 +70,14 @@ def sample(request: SampleRequest) -> None:
     out = writable_file(request.out, ".npz")
     grid = None if request.grid is None else writable_file(request.grid, ".png")
     png_dir = None if request.png_dir is None else writable_directory(request.png_dir)
-    codec = codec_from_name(saved.data.codec, saved.data.scale, saved.data.shift, request.vae)
-    codec.decode(np.zeros((1, *saved.data.latent_shape), np.float32))  # refuses what does not fit
+    codec = open_codec(saved.data, request.vae)
 
     trained = workdirs.load_model(request.workdir, request.weights, request.step)
     _log.info("sampling with the %s weights of step %s", request.weights, f"{trained.step:,}")
     identity = _identity(request, experiment, trained.step)
     parts = PartStore(out, identity, alone=jax.process_index() == 0)
-    _draw(request, experiment, trained, codec, labels, parts)
+    drawing = make_drawing(experiment, trained.model, codec, labels, request.seed, request.chunk)
+    _draw(drawing, trained.params, parts)
     multihost_utils.sync_global_devices("all chunks are drawn")
     if jax.process_index() > 0:
         return
@@ -89,29 +91,36 @@ def sample(request: SampleRequest) -> None:
     _log.info("images: %s", out)
 
 
-def expect_finite(latents: jax.Array, chunk: int) -> np.ndarray:
-    """The latents of a chunk, on the host. Raises RunError if they would decode to no image."""
-    latents = np.asarray(latents)
-    if not np.isfinite(latents).all():
-        raise RunError(
-            f"the latents of chunk {chunk} are not finite; lower --guidance of sra_jax.sample, or "
-            "take another checkpoint"
-        )
-    return latents
+def open_codec(data: LatentSpec, vae: str | None) -> Codec:
+    """What decodes the latents of `data`; `vae` is the folder of its weights, if it has any.
+
+    Raises:
+      InputError: it cannot be opened, or decodes other latents.
+    """
+    codec = codec_from_name(data.codec, data.scale, data.shift, vae)
+    codec.decode(np.zeros((1, *data.latent_shape), np.float32))  # refuses what does not fit
+    return codec
 
 
-def _draw(
-    request: SampleRequest,
+def make_drawing(
     experiment: Experiment,
-    trained: workdirs.TrainedModel,
+    model: DiffusionTransformer,
     codec: Codec,
-    labels: np.ndarray,
-    parts: PartStore,
-) -> None:
-    """Samples, decodes and stores this process's share of the chunks that are missing."""
+    labels: np.ndarray | int,
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Drawing:
+    """Images of `labels` [N], or of that many balanced ones, drawn as `experiment` says."""
+    if isinstance(labels, int):
+        labels = choose_labels("balanced", labels, experiment.data.num_classes, seed)
     steps, guidance = experiment.solver_steps(), experiment.guidance()
-    sampler = make_sampler(trained.model, experiment.process, steps, guidance)
-    count = _chunks(request)
+    sampler = make_sampler(model, experiment.process, steps, guidance)
+    return Drawing(sampler, codec, labels, seed, chunk)
+
+
+def _draw(drawing: Drawing, params: Any, parts: PartStore) -> None:
+    """Draws and stores this process's share of the chunks that are missing."""
+    count = drawing.chunks
     missing = set(parts.missing(count))
     if len(missing) < count:
         _log.info("%s of %s chunks are there already", count - len(missing), count)
@@ -119,27 +128,16 @@ def _draw(
     mine = share(range(count), jax.process_index(), jax.process_count())
     mine = [number for number in mine if number in missing]
     began = told = time.perf_counter()
-    chunks = sample_chunks(
-        sampler, trained.params, labels, request.seed, request.chunk, mine, jax.local_devices()
-    )
-    for done, (number, latents) in enumerate(chunks, start=1):
-        latents = expect_finite(latents, number)
-        images = [
-            codec.decode(latents[i : i + DECODE_BATCH])
-            for i in range(0, request.chunk, DECODE_BATCH)
-        ]
-        parts.save(number, np.concatenate(images))
+    drawn = drawing.images(params, mine, jax.local_devices())
+    for done, (number, images) in enumerate(drawn, start=1):
+        parts.save(number, images)
         now = time.perf_counter()
         if now - told > PROGRESS_SECONDS:
             seconds = (now - began) / done
-            rate = request.chunk / seconds * jax.process_count()
+            rate = drawing.chunk / seconds * jax.process_count()
             left = format_seconds((len(mine) - done) * seconds)
             _log.info("%s/%s chunks  %.1f images/s  %s left", done, len(mine), rate, left)
             told = now
-
-
-def _chunks(request: SampleRequest) -> int:
-    return math.ceil(request.num / request.chunk)
 
 
 def _identity(request: SampleRequest, experiment: Experiment, step: int) -> dict:

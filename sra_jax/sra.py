@@ -27,6 +27,8 @@ class SRAConfig:
 
     `gap_max` bounds t - t_teacher as a fraction of the whole time; `gap` is "dynamic" (uniform up
     to the bound, as in the paper) or "fixed" (the bound itself). `head=False` aligns raw features.
+    `teacher_fraction` of the batch, 1 / n of it, is aligned: all in the paper; less takes less of
+    the teacher's time.
 
     Raises:
       InputError: a value that makes no sense; names it.
@@ -38,6 +40,7 @@ class SRAConfig:
     gap: str = "dynamic"
     gap_max: float = 0.2
     head: bool = True
+    teacher_fraction: float = 1.0
 
     def __post_init__(self):
         expect_one_of("distance", self.distance, DISTANCES)
@@ -49,6 +52,14 @@ class SRAConfig:
                 f"student block {self.student_block} must lie between 1 and the teacher block "
                 f"{self.teacher_block}: the shallow features learn from the deep ones"
             )
+        fraction = self.teacher_fraction
+        if not 0 < fraction <= 1 or abs(fraction * self.stride - 1) > 0.01:
+            raise InputError(f"teacher_fraction is {fraction}, expected 1, 0.5, 0.333, 0.25, ...")
+
+    @property
+    def stride(self) -> int:
+        """Of so many neighbours in the batch, the first is aligned."""
+        return round(1 / self.teacher_fraction)
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,8 @@ class Model(Protocol):
 
 
 class Losses(NamedTuple):
-    """Losses of each example [B], and the features [B, N, D] that were aligned; without alignment
-    there are none of these."""
+    """Losses of each example: of generation [B], and of alignment [A] of the A = B / stride that
+    were aligned, with their features [A, N, D]; all but the first None without alignment."""
 
     generation: jax.Array
     alignment: jax.Array | None = None
@@ -128,13 +139,20 @@ def sra_loss(
     if config is None:
         return Losses(generation)
 
-    block = config.teacher_block
+    block, feature = config.teacher_block, out.features[config.student_block]
+    if config.stride > 1:
+        aligned = (x, labels, noise, t_teacher, feature)
+        x, labels, noise, t_teacher, feature = (_thin(a, config.stride) for a in aligned)
     x_teacher = process.corrupt(x, noise, t_teacher)
     target = teacher(x_teacher, t_teacher, labels, taps=(block,), stop_at=block).features[block]
     target = jax.lax.stop_gradient(target)
-    feature = out.features[config.student_block]
     projected = head(feature) if config.head else feature
     return Losses(generation, DISTANCES[config.distance](projected, target), feature, target)
+
+
+def _thin(a: jax.Array, stride: int) -> jax.Array:
+    """Every `stride`-th example. Reshaped first: devices that share the batch keep their own."""
+    return a.reshape(-1, stride, *a.shape[1:])[:, 0]
 
 
 # Distances of features [B, N, D] -> [B], computed in float32.

@@ -11,14 +11,15 @@ import jax
 from etils import epath
 
 from sra_jax import workdir as workdirs
-from sra_jax.data.digits import ensure_digits
+from sra_jax.data.embedded import EMBEDDED, ensure_embedded
 from sra_jax.data.latents import LatentSource, open_latents
 from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.data.sources import EMBEDDED_DIGITS
 from sra_jax.data.spec import describe
 from sra_jax.errors import InputError
+from sra_jax.evaluation.history import best_step
 from sra_jax.experiment import DataConfig, Experiment
 from sra_jax.hardware import chip_of
+from sra_jax.monitor import Monitor
 from sra_jax.parallel import (
     batch_sharding,
     check_batch,
@@ -28,6 +29,7 @@ from sra_jax.parallel import (
     sharding_table,
 )
 from sra_jax.program import TrainProgram, make_program
+from sra_jax.provenance import data_fingerprint
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.loop import run_steps
 from sra_jax.training.reporting import Reporter, Workload, format_seconds
@@ -50,28 +52,28 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
     experiment = Experiment.from_dict(config)
     with StopSignals() as stop:
         mesh = make_mesh(experiment.mesh)
-        check_batch(experiment.train.batch_size, experiment.train.microbatches, mesh)
+        check_batch(experiment.train.batch_size, experiment.parts, mesh)
         directory = workdirs.open_directory(workdir)
         source = open_data(experiment.data, directory)
         workdirs.prepare(directory)
         program = make_program(experiment, source.spec, mesh)
         with workdirs.claimed(directory):
-            workdirs.remember(directory, config, source)
+            workdirs.remember(directory, config, source.spec, data_fingerprint(source.files))
             finished = _train(experiment, config, directory, source, mesh, program, stop)
         return 0 if finished else stop.exit_code
 
 
 def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
-    """Opens the latents of a run; the embedded digits are written to `workdir/data` first.
+    """Opens the latents of a run; an embedded set is written to `workdir/data` first.
 
     Raises:
       InputError: no such data, or not what the config says they are.
     """
     path = data.path
-    if path == EMBEDDED_DIGITS:
+    if path in EMBEDDED:
         workdirs.prepare(workdir)
         path = workdir / "data"
-        ensure_digits(path)
+        ensure_embedded(data.path, path)
     source = open_latents(path)
     found, wanted = source.spec.latent_shape, tuple(data.latent_shape)
     if found != wanted:
@@ -105,8 +107,12 @@ def _train(
 ) -> bool:
     """Trains until the last step (returns True) or until asked to stop."""
     settings, size = experiment.train, experiment.train.batch_size
-    keep_every = settings.keep_every or None
-    with CheckpointStore(workdir, keep=settings.keep, keep_every=keep_every) as store:
+    with CheckpointStore(
+        workdir,
+        keep=settings.keep,
+        keep_every=settings.keep_every or None,
+        best=lambda: best_step(workdir),
+    ) as store:
         start, state = _restore(store, program)
         if start >= settings.steps:
             _log.info("finished: %s has %s steps", workdir, f"{start:,}")
@@ -116,14 +122,16 @@ def _train(
         reader = batches(source, size, settings.seed, start, rows)
         _log.info("data     %s", describe(source.spec))
         _describe(experiment, mesh, program)
+        writer = _make_writer(workdir)
+        monitor = Monitor(experiment, source.spec, mesh, workdir, writer)
         compiled = _compile(program)
         if state is None:
             state = program.init()
+        else:
+            monitor.after(start, state)  # what the end of the last run may have cut short
         chip = chip_of(mesh.devices.flat[0])
         workload = Workload(size, program.flops.useful, mesh.size, chip.flops if chip else None)
-        reporter = Reporter(
-            _make_writer(workdir), start, settings.steps, settings.log_every, workload
-        )
+        reporter = Reporter(writer, start, settings.steps, settings.log_every, workload)
         try:
             done = run_steps(
                 compiled,
@@ -133,6 +141,7 @@ def _train(
                 settings.checkpoint_every,
                 store,
                 lambda step, state: store.save(step, state._asdict(), {"config": dict(config)}),
+                monitor.after,
                 reporter,
                 stop,
             )
@@ -148,8 +157,12 @@ def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainS
     """The newest good checkpoint's step and state; 0 and None where there is none."""
     if not store.steps():
         return 0, None
-    step, trees = store.restore(program.state._asdict())
+    step, trees = store.restore(program.state._asdict(), optional=("opt_state",))
     _log.info("resuming from step %s", f"{step:,}")
+    if "opt_state" not in trees:  # converted weights
+        _log.info("the checkpoint holds no optimiser's state: starting with a fresh one")
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.opt_state)
+        trees["opt_state"] = jax.jit(lambda: program.init().opt_state, out_shardings=shardings)()
     return step, TrainState(**trees)
 
 

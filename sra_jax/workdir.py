@@ -12,17 +12,18 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from sra_jax.data.latents import LatentSource
+from sra_jax.configuration import base_config
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
 from sra_jax.models import DiffusionTransformer, init_params
-from sra_jax.provenance import code_version, data_fingerprint
+from sra_jax.provenance import code_version
 from sra_jax.training.checkpoint import CheckpointStore
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+TREES = {"ema": "ema", "student": "params"}  # what a checkpoint calls the two kinds of weights
 
 # What may change when a run goes on: how long, how often, on which devices, and where the data lie.
 # Everything else changes the numbers.
@@ -40,6 +41,20 @@ FREE_FIELDS = (
     "data.path",
     "mesh",
     "sampling",
+    "evaluation",
+)
+
+
+# What may not change when training starts from converted weights, which have seen no data here.
+CONVERTED_FIELDS = (
+    "config.model",
+    "config.process.name",
+    "config.process.path",
+    "config.data.latent_shape",
+    "config.data.num_classes",
+    "data.codec",
+    "data.scale",
+    "data.shift",
 )
 
 
@@ -124,22 +139,36 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def remember(workdir: epath.Path, config: Mapping[str, Any], source: LatentSource) -> None:
+def remember(
+    workdir: epath.Path,
+    config: Mapping[str, Any],
+    data: LatentSpec,
+    fingerprint: str | None = None,
+) -> None:
     """Writes what the run is; once it has a checkpoint, checks that it is what it was. Other code
     than before is logged as a warning.
+
+    `fingerprint` is that of the data's bytes; without one they are not compared. Of converted
+    weights only the model and the meaning of its latents are fixed.
 
     Raises:
       InputError: the workdir was made with another config or other data; names what differs.
       OSError: it cannot be written.
     """
-    config, data = json.loads(json.dumps(config)), _plain(source.spec)
-    code, fingerprint = code_version(), data_fingerprint(source.files)
+    config, code = json.loads(json.dumps(config)), code_version()
     path, steps = workdir / CONFIG_FILE, CheckpointStore(workdir).steps()
     if steps:
         saved = read(workdir)
-        before = {"config": saved.config, "data": _plain(saved.data)}
-        differing = _differences(before, {"config": config, "data": data})
-        if not differing and saved.fingerprint not in (None, fingerprint):
+        now = {"config": _completed(config), "data": _plain(data)}
+        was = {"config": _completed(saved.config), "data": _plain(saved.data)}
+        if saved.data.num_examples == 0:
+            _expect_same_head(workdir, saved.config, config)
+            was, now = (
+                {name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now)
+            )
+        differing = _differences(was, now)
+        other = fingerprint and saved.fingerprint and fingerprint != saved.fingerprint
+        if other and not differing:
             differing = ["the data's bytes are others"]
         if differing:
             raise InputError(
@@ -153,7 +182,7 @@ def remember(workdir: epath.Path, config: Mapping[str, Any], source: LatentSourc
     remembered = {
         "format_version": FORMAT_VERSION,
         "config": config,
-        "data": data,
+        "data": _plain(data),
         "data_fingerprint": fingerprint,
         "code": code,
     }
@@ -194,23 +223,63 @@ def load_model(
     """Opens a workdir's model with its "ema" or "student" weights, of `step` or the newest.
 
     Raises:
-      InputError: no run, no checkpoint, or unknown weights.
+      InputError: no run, no checkpoint, or unknown weights, or such as the checkpoint lacks.
     """
-    expect_one_of("weights", weights, ("ema", "student"))
+    expect_one_of("weights", weights, TREES)
     saved = read(open_directory(workdir))
     experiment = Experiment.from_dict(saved.config)
     model = DiffusionTransformer(experiment.transformer(platform or jax.default_backend()))
-    name = {"ema": "ema", "student": "params"}[weights]
     shapes = jax.eval_shape(lambda key: init_params(model, key, experiment.head), jax.random.key(0))
     with CheckpointStore(workdir) as store:
+        expect_weights(store, weights, step)
+        name = TREES[weights]
         step, trees = store.restore({name: shapes}, step)
     # A process samples and probes on its own devices, with its own copy.
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), trees[name])
     return TrainedModel(experiment, saved.data, model, params, step)
 
 
+def expect_weights(store: CheckpointStore, weights: str, step: int | None = None) -> None:
+    """Raises InputError unless the checkpoint of `step`, or the newest, holds such weights."""
+    expect_one_of("weights", weights, TREES)
+    there = store.names(step)
+    if TREES[weights] not in there:
+        others = ", ".join(name for name, tree in TREES.items() if tree in there) or "neither"
+        raise InputError(
+            f"the checkpoint in {store.directory} has no {weights} weights, expected one of: "
+            f"{others}; choose other --weights"
+        )
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the fields that it lacks, as they are in the default one: a field that came
+    with a newer version stands for what the code did before."""
+    default = json.loads(base_config().to_json())
+    return {name: default.get(name, {}) | fields for name, fields in config.items()}
+
+
 def _plain(data: LatentSpec) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(data)))
+
+
+def _expect_same_head(workdir: epath.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    there, asked = (Experiment.from_dict(config).head for config in (old, new))
+    if asked and not there:
+        raise InputError(
+            f"the model in {workdir} has no projection head; convert it with --new_head, or train "
+            "it with --config.sra.weight=0"
+        )
+    if there and not asked:
+        raise InputError(
+            f"the model in {workdir} has a projection head, which this config does not train; set "
+            "sra.weight and sra.head"
+        )
+
+
+def _get(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -158,6 +158,7 @@ def serve() -> None:
     # Imported, not used: no device is touched before the fork.
     import sra_jax.encoder
     import sra_jax.evaluator
+    import sra_jax.prober
     import sra_jax.sampler
     import sra_jax.trainer
     import sra_jax.training.tensorboard  # noqa: F401

@@ -17,6 +17,7 @@ if not os.environ.get("SRA_JAX_TEST_OPTIMIZED"):
 if "xla_force_host_platform_device_count" not in flags:
     jax.config.update("jax_num_cpu_devices", 8)  # and they do not inherit this
 
+import commands  # noqa: E402
 from golden import Golden, Jitted  # noqa: E402
 
 
@@ -42,3 +43,23 @@ def sit_model(sit):
 def dit_model(dit):
     """The golden DiT's model, its `apply` compiled once for all tests."""
     return Jitted(dit.config)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The workdir of a small run on the digits, with checkpoints 60 and 120, to look at only."""
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    flags = commands.digits(
+        workdir,
+        model__width=32,
+        model__depth=4,
+        sra__teacher_block=3,
+        optimizer__learning_rate=4e-3,
+        train__steps=120,
+        train__batch_size=64,
+        train__ema_decay=0.9,
+        train__checkpoint_every=60,
+    )
+    result = commands.run("train", flags)
+    assert (result.code, result.err) == (0, "")
+    return workdir

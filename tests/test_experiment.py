@@ -10,6 +10,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from sra_jax.data import shapes
+from sra_jax.data.embedded import EMBEDDED
 from sra_jax.errors import InputError
 from sra_jax.experiment import Experiment
 
@@ -92,6 +94,7 @@ def test_imagenet_configs_hold_the_designs_constants(kind, size, resolution, rec
             "gap": "dynamic",
             "gap_max": 0.2,
             "head": True,
+            "teacher_fraction": 1.0,
         }
         assert experiment.head
         assert float(experiment.weight(jnp.int32(0))) == pytest.approx(
@@ -154,16 +157,24 @@ def test_the_weight_option_takes_every_way_to_write_a_number():
 
 
 @pytest.mark.parametrize("kind", ["sit", "dit"])
-def test_the_digits_are_the_method_on_a_small_model(kind):
-    experiment = Experiment.from_dict(load("digits", kind))
+@pytest.mark.parametrize(
+    "name, size, channels, classes, examples",
+    [("digits", 8, 1, 10, 1797), ("shapes", 32, 3, shapes.NUM_CLASSES, shapes.TRAINING)],
+)
+def test_embedded_sets_take_the_method_on_a_small_model(
+    name, size, channels, classes, examples, kind
+):
+    experiment = Experiment.from_dict(load(name, kind))
     model = experiment.transformer("cpu")
-    assert (model.kind, model.input_size, model.in_channels) == (kind, 8, 1)
-    assert model.num_classes == 10
+    assert (model.kind, model.input_size, model.in_channels) == (kind, size, channels)
+    assert model.num_classes == classes
+    assert experiment.data.examples_per_epoch == examples
+    assert experiment.data.path in EMBEDDED
     assert (experiment.sra.distance, experiment.sra.gap_max) == ("smooth_l1", 0.2)
     assert float(experiment.weight(jnp.int32(0))) == pytest.approx(0.2)
     changed = OPTIMIZER | {"learning_rate": experiment.optimizer.learning_rate}
     assert dataclasses.asdict(experiment.optimizer).items() >= changed.items()
-    assert load("digits") == load("digits", "sit")
+    assert load(name) == load(name, "sit")
 
 
 # The paper's ablations (its tables 1 to 5), as overrides of its recipe.
@@ -198,7 +209,12 @@ def test_ablations_are_overrides(section, changes):
 
 
 def test_a_config_survives_json():
-    for name, argument in (("sit_sra", "XL/2"), ("dit_sra", "B/4"), ("digits", "dit")):
+    for name, argument in (
+        ("sit_sra", "XL/2"),
+        ("dit_sra", "B/4"),
+        ("digits", "dit"),
+        ("shapes", "sit"),
+    ):
         config = load(name, argument)
         again = json.loads(json.dumps(config))
         assert Experiment.from_dict(again) == Experiment.from_dict(config)
@@ -242,6 +258,8 @@ BAD_SIT = [
     ({"sampling__guidance_interval": (0.0, 0.5, 1.0)}, "(0.0, 0.5, 1.0)", "guidance_interval"),
     ({"sampling__guidance_channels": -1}, "-1", "at least 0"),
     ({"train__microbatches": 3}, "batch_size 256", "3 microbatches"),
+    ({"train__batch_size": 6, "sra__teacher_fraction": 0.25}, "batch_size 6", "groups of 4"),
+    ({"sra__teacher_fraction": 0.7}, "teacher_fraction is 0.7", "0.5"),
     ({"train__microbatches": 0}, "microbatches is 0", "at least 1"),
     ({"train__steps": 0}, "steps is 0", "at least 1"),
     ({"train__keep": 0}, "keep is 0", "at least 1"),
@@ -312,9 +330,10 @@ def test_bad_config_arguments_are_refused_by_name(argument, value, advice):
         assert_refused(lambda name=name: Experiment.from_dict(load(name, argument)), value, advice)
 
 
-def test_bad_digits_are_refused_by_name():
-    assert_refused(lambda: load("digits", "dot"), "'dot'", "did you mean")
-    assert_refused(lambda: load("digits", "sit,res=256"), "'res'", "config option")
+@pytest.mark.parametrize("name", ["digits", "shapes"])
+def test_bad_arguments_of_embedded_sets_are_refused_by_name(name):
+    assert_refused(lambda: load(name, "dot"), "'dot'", "did you mean")
+    assert_refused(lambda: load(name, "sit,res=256"), "'res'", "config option")
 
 
 def test_missing_parts_are_named():

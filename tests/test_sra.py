@@ -271,6 +271,31 @@ def test_teacher_sees_the_same_noise_and_labels_at_its_own_time():
     np.testing.assert_allclose(losses.alignment, [15, 15])  # |10 * 2 - 5|
 
 
+def test_part_of_the_batch_is_aligned_as_in_the_whole(golden_losses):
+    whole = golden_losses(SRAConfig(1, 3), "linear", "uniform")
+    half = golden_losses(SRAConfig(1, 3, teacher_fraction=0.5), "linear", "uniform")
+    np.testing.assert_array_equal(half.generation, whole.generation)
+    np.testing.assert_array_equal(half.student_feature, whole.student_feature[::2])
+    for part, all_ in zip(half[1:], whole[1:], strict=True):
+        assert relative_error(part, all_[::2]) < 1e-6
+
+
+def test_teacher_sees_only_what_is_aligned():
+    student, teacher = FakeModel(), FakeModel()
+    x = jnp.arange(6.0).reshape(6, 1, 1, 1)
+    labels, t = jnp.arange(6), jnp.linspace(0.1, 0.6, 6)
+    config = SRAConfig(1, 2, distance="l1", teacher_fraction=0.333)
+    losses = sra_loss(
+        config, Interpolant(), student, teacher, lambda h: h, x, labels, x, t, t - 0.1
+    )
+    assert len(student.calls[0]["x"]) == 6 and losses.generation.shape == (6,)
+    (taught,) = teacher.calls
+    np.testing.assert_array_equal(taught["x"].ravel(), [0, 3])  # data and noise are alike
+    np.testing.assert_array_equal(taught["labels"], [0, 3])
+    np.testing.assert_array_equal(taught["t"], (t - 0.1)[jnp.array([0, 3])])
+    np.testing.assert_array_equal(losses.alignment, [1, 1])
+
+
 def test_without_a_config_no_teacher_runs(sit, golden_losses):
     def forbidden(*arguments, **options):
         raise AssertionError("called")
@@ -352,6 +377,10 @@ def test_paper_schedule_is_constant():
         ({"gap_max": 1.5}, "gap_max is 1.5"),
         ({"gap_max": -0.1}, "gap_max is -0.1"),
         ({"gap_max": float("nan")}, "gap_max is nan"),
+        ({"teacher_fraction": 0.0}, "teacher_fraction is 0.0"),
+        ({"teacher_fraction": 2.0}, "teacher_fraction is 2.0"),
+        ({"teacher_fraction": 0.4}, "teacher_fraction is 0.4"),
+        ({"teacher_fraction": float("nan")}, "teacher_fraction is nan"),
     ],
     ids=str,
 )

@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from sra_jax.data.crop import read_image
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import EMBEDDED, EMBEDDED_NAMES
 from sra_jax.data.loading import BadItemError, digest
 from sra_jax.data.spec import MAX_CLASSES
 from sra_jax.errors import InputError
 
-EMBEDDED_DIGITS = "embedded:digits"
 TFDS_PREFIX = "tfds:"
 # What torchvision's ImageFolder takes, and GIF; other files in a tree are no images.
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -48,7 +47,7 @@ def open_source(text: str, data_dir: str | None = None) -> Source:
     """The images that `text` names.
 
     Args:
-        text: `tfds:NAME`, a folder, an .npz file, or `embedded:digits`.
+        text: `tfds:NAME`, a folder, an .npz file, or an embedded set (`embedded:digits`).
         data_dir: of TFDS; its own default if not given.
 
     Raises:
@@ -58,15 +57,15 @@ def open_source(text: str, data_dir: str | None = None) -> Source:
         return TfdsSource(text.removeprefix(TFDS_PREFIX), data_dir)
     if data_dir is not None:
         raise InputError(f"--data_dir is of tfds:NAME, but the source is {text!r}; leave it out")
-    if text == EMBEDDED_DIGITS:
-        return ArraySource(EMBEDDED_DIGITS, *load_digits())
+    if text in EMBEDDED:
+        return ArraySource(text, *EMBEDDED[text].load())
     if text.endswith(".npz"):
         return _open_npz(Path(text))
     if os.path.isdir(text):
         return FolderSource(Path(text))
     raise InputError(
         f"no source {text!r}, expected tfds:NAME, a folder, a .npz file, npy:FOLDER or "
-        f"{EMBEDDED_DIGITS}; check the path"
+        f"{EMBEDDED_NAMES}; check the path"
     )
 
 

@@ -1,45 +1,73 @@
-"""From images to Inception's features, on all devices of this process."""
+"""From images to a network's features, on all devices of all processes."""
 
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sra_jax.evaluation.images import ImageSet, batches
-from sra_jax.evaluation.inception import Features, Inception
+from sra_jax.evaluation.images import CHUNK, ImageSet, batches
+from sra_jax.evaluation.inception import Features
 from sra_jax.training.reporting import format_seconds
 
 PER_DEVICE = 64
 PROGRESS_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
-_apply = jax.jit(Inception().apply)
 
 
-def extract(params: Any, images: ImageSet, devices: Sequence[jax.Device]) -> Iterator[Features]:
-    """Yields the features of all images in order, numpy arrays, a batch at a time.
+class Network(NamedTuple):
+    """Gives the features of images uint8 [B, H, W, 3]."""
 
-    Every device takes an equal part of each batch, 64 images or fewer; the next batch is read while
-    the devices work. Logs the rate and the time left every five seconds.
+    module: nn.Module
+    params: Any
+
+
+def extract(
+    network: Network, images: ImageSet, devices: Sequence[jax.Device]
+) -> Iterator[Features]:
+    """Yields the features of this process's part of the images, numpy arrays, a batch at a time.
+
+    The parts of the processes, one after the other, are all images in order. Each of `devices`
+    takes an equal part of each batch, 64 images or fewer; the next batch is read while they work.
+    Logs the rate and the time left every five seconds.
     """
+    first, last = _part(images.count)
+    if first == last:
+        return
     mesh = Mesh(np.array(devices), ("data",))
     split, copied = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
-    params = jax.device_put(params, copied)
-    batch_size = len(devices) * min(PER_DEVICE, math.ceil(images.count / len(devices)))
-    progress, running = _Progress(images), deque()
-    for batch in batches(images.chunks(), batch_size):
+    params = jax.device_put(network.params, copied)
+    batch_size = len(devices) * min(PER_DEVICE, math.ceil((last - first) / len(devices)))
+    progress, running = _Progress(images.name, last - first), deque()
+    for batch in batches(images.chunks(first, last), batch_size):
         filled = np.resize(batch, (batch_size, *batch.shape[1:]))  # the last by repetition
-        running.append((_apply({"params": params}, jax.device_put(filled, split)), len(batch)))
+        features = _apply(network.module, params, jax.device_put(filled, split))
+        running.append((features, len(batch)))
         if len(running) > 1:
             yield progress.passed(_fetch(*running.popleft()))
     for features, count in running:
         yield progress.passed(_fetch(features, count))
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(module: nn.Module, params: Any, images: jax.Array) -> Features:
+    return module.apply({"params": params}, images)
+
+
+def _part(count: int) -> tuple[int, int]:
+    """The images from, and to, which are this process's: whole chunks, so that none is drawn by two
+    processes."""
+    chunks, processes = math.ceil(count / CHUNK), jax.process_count()
+    bounds = [CHUNK * (chunks * i // processes) for i in range(processes)] + [count]
+    return bounds[jax.process_index()], bounds[jax.process_index() + 1]
 
 
 def _fetch(features: Features, count: int) -> Features:
@@ -49,8 +77,8 @@ def _fetch(features: Features, count: int) -> Features:
 class _Progress:
     """Says now and then how far it is."""
 
-    def __init__(self, images: ImageSet):
-        self._images, self._done = images, 0
+    def __init__(self, name: str, count: int):
+        self._name, self._count, self._done = name, count, 0
         self._began = self._told = time.perf_counter()
 
     def passed(self, features: Features) -> Features:
@@ -60,11 +88,11 @@ class _Progress:
             rate = self._done / (now - self._began)
             _log.info(
                 "%s: %s/%s images  %.1f images/s  %s left",
-                self._images.name,
+                self._name,
                 f"{self._done:,}",
-                f"{self._images.count:,}",
+                f"{self._count:,}",
                 rate,
-                format_seconds((self._images.count - self._done) / rate),
+                format_seconds((self._count - self._done) / rate),
             )
             self._told = now
         return features

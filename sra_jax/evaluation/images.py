@@ -1,5 +1,6 @@
 """Sets of images to measure: from a file or a folder, of any number, a few in memory at a time."""
 
+import io
 import math
 import zipfile
 import zlib
@@ -10,9 +11,9 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import EMBEDDED, EMBEDDED_NAMES
 from sra_jax.data.loading import BadItemError, map_ahead
-from sra_jax.data.sources import EMBEDDED_DIGITS, FolderSource
+from sra_jax.data.sources import TFDS_PREFIX, open_source
 from sra_jax.errors import InputError
 
 IMAGES = "arr_0"
@@ -35,26 +36,63 @@ class ImageSet(Protocol):
     count: int
     resolution: tuple[int, int]
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """All images, uint8 [B, H, W, 3], as many at a time as suits the set. Raises InputError."""
+    def chunks(self, first: int, last: int) -> Iterator[np.ndarray]:
+        """Images `first` to `last` - 1, uint8 [B, H, W, 3], as many at a time as suits the set.
+
+        Raises InputError.
+        """
 
 
 def open_images(path: str) -> ImageSet:
-    """The images that `path` names: an .npz with `arr_0`, a folder, or `embedded:digits`.
+    """The images that `path` names: an .npz with `arr_0`, a folder, tfds:NAME or an embedded set.
 
     Raises:
       InputError: there is no such thing, or it does not hold two images of one size.
     """
-    if path == EMBEDDED_DIGITS:
-        return ArrayImages(EMBEDDED_DIGITS, load_digits()[0])
-    if Path(path).is_dir():
-        return FolderImages(Path(path))
+    if path in EMBEDDED:
+        return ArrayImages(path, EMBEDDED[path].load()[0])
+    if Path(path).is_dir() or path.startswith(TFDS_PREFIX):
+        return SourceImages(path)
     if not Path(path).is_file():
         raise InputError(
-            f"no file {path}; expected an .npz, a folder of images or {EMBEDDED_DIGITS}: check the "
-            "path"
+            f"no file {path}; expected an .npz, a folder of images, {TFDS_PREFIX}NAME, "
+            f"{EMBEDDED_NAMES}: check the path"
         )
     return NpzImages(Path(path))
+
+
+def load_labelled(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W, C] and labels [N] of an .npz, or an embedded set.
+
+    Raises:
+      InputError: no such file, or not of that form.
+    """
+    if path in EMBEDDED:
+        return EMBEDDED[path].load()
+    if not Path(path).is_file():
+        raise InputError(
+            f"no file {path}, expected an .npz with {IMAGES} and labels, {EMBEDDED_NAMES}, to "
+            "measure without --inception; write it with sra_jax.sample, or check the path"
+        )
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it is a .npy, a single array")
+        with loaded as arrays:
+            images, labels = arrays[IMAGES], arrays["labels"]
+    except BROKEN as error:
+        reason = first_line(error)
+        raise InputError(f"{path} is not an .npz with {IMAGES} and labels ({reason})") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"{path} holds {IMAGES} {images.dtype} {images.shape} and labels {labels.shape}, "
+            "expected uint8 [N, H, W, C] and [N]"
+        )
+    if len(images) < 2:
+        raise InputError(f"{path} holds {len(images)} images, expected at least 2")
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{path} holds labels {labels.dtype}, expected integers; convert them")
+    return images, labels
 
 
 def batches(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -77,12 +115,12 @@ class ArrayImages:
     def __init__(self, name: str, images: np.ndarray):
         _check(name, images.dtype, images.shape)
         self.name, self.count, self.resolution = name, len(images), images.shape[1:3]
-        self._images = images
+        self.images = images
 
-    def chunks(self) -> Iterator[np.ndarray]:
+    def chunks(self, first: int, last: int) -> Iterator[np.ndarray]:
         """See `ImageSet`."""
-        for start in range(0, self.count, CHUNK):
-            yield _in_colour(self._images[start : start + CHUNK])
+        for start in range(first, last, CHUNK):
+            yield in_colour(self.images[start : min(start + CHUNK, last)])
 
 
 class NpzImages:
@@ -102,36 +140,39 @@ class NpzImages:
         self.name, self.count, self.resolution = str(path), header.shape[0], header.shape[1:3]
         self._shape = header.shape[1:]
 
-    def chunks(self) -> Iterator[np.ndarray]:
+    def chunks(self, first: int, last: int) -> Iterator[np.ndarray]:
         """See `ImageSet`."""
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(f"{IMAGES}.npy") as file:
                 _read_header(file)
-                for start in range(0, self.count, CHUNK):
-                    shape = (min(CHUNK, self.count - start), *self._shape)
+                file.seek(first * math.prod(self._shape), io.SEEK_CUR)
+                for start in range(first, last, CHUNK):
+                    shape = (min(CHUNK, last - start), *self._shape)
                     data = file.read(math.prod(shape))
-                    yield _in_colour(np.frombuffer(data, np.uint8).reshape(shape))
+                    yield in_colour(np.frombuffer(data, np.uint8).reshape(shape))
         except BROKEN as error:
             raise InputError(
                 f"{self._path} is damaged ({first_line(error)}); write it again"
             ) from None
 
 
-class FolderImages:
-    """The image files in a folder and in the folders in it, in sorted order."""
+class SourceImages:
+    """The images of a data set or a folder, in their order."""
 
-    def __init__(self, folder: Path):
-        """Lists `folder`. Raises InputError: it does not hold two images."""
-        self._source = FolderSource(folder)
-        self.name, self.count = str(folder), len(self._source)
+    def __init__(self, name: str):
+        """Opens what `name` names. Raises InputError: it does not hold two images."""
+        self._source = open_source(name)
+        self.name, self.count = name, len(self._source)
         height, width, _ = self._read(0).shape
         self.resolution = height, width
         _check(self.name, np.dtype(np.uint8), (self.count, height, width, 3))
 
-    def chunks(self) -> Iterator[np.ndarray]:
+    def chunks(self, first: int, last: int) -> Iterator[np.ndarray]:
         """See `ImageSet`."""
+        wanted = range(first, last)
         with ThreadPoolExecutor(READERS) as pool:
-            for number, image in enumerate(map_ahead(pool, self._read, range(self.count), CHUNK)):
+            images = map_ahead(pool, self._read, wanted, CHUNK)
+            for number, image in zip(wanted, images, strict=True):
                 if image.shape[:2] != self.resolution:
                     found, first = describe_size(image.shape), describe_size(self.resolution)
                     raise InputError(
@@ -182,5 +223,6 @@ def _check(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         raise InputError(f"{name} holds {shape[0]} images, expected at least 2")
 
 
-def _in_colour(images: np.ndarray) -> np.ndarray:
+def in_colour(images: np.ndarray) -> np.ndarray:
+    """[B, H, W, 1] or [B, H, W, 3] -> [B, H, W, 3]."""
     return np.broadcast_to(images, (*images.shape[:3], 3))

@@ -10,18 +10,19 @@ import os
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from sra_jax.errors import InputError
-from sra_jax.evaluation.extraction import extract
+from sra_jax.evaluation.extraction import Network, extract
 from sra_jax.evaluation.images import (
     BROKEN,
     IMAGES,
     ImageSet,
     NpzImages,
+    describe_size,
     first_line,
     open_images,
 )
@@ -50,7 +51,7 @@ class Reference(NamedTuple):
 
 
 def open_reference(path: str, metrics: Collection[str]) -> Reference:
-    """The reference at `path`, an .npz of statistics or images, a folder, or `embedded:digits`.
+    """The reference at `path`: an .npz of statistics, or a set of images (see `open_images`).
 
     Raises:
       InputError: it does not hold what `metrics` need.
@@ -76,15 +77,25 @@ def open_reference(path: str, metrics: Collection[str]) -> Reference:
     )
 
 
+def expect_one_size(name: str, resolution: tuple[int, int], reference: Reference) -> None:
+    """Raises InputError if the reference's images are known to be of another size than those of
+    the set called `name`."""
+    if reference.resolution not in (None, resolution):
+        raise InputError(
+            f"{name} holds images of {describe_size(resolution)}, {reference.name} of "
+            f"{describe_size(reference.resolution)}; choose a reference of the same resolution"
+        )
+
+
 def complete(
-    reference: Reference, params: Any, devices: Sequence[jax.Device], metrics: Collection[str]
+    reference: Reference, network: Network, devices: Sequence[jax.Device], metrics: Collection[str]
 ) -> Summary:
-    """All that `metrics` need of the reference; measures with Inception's `params` what is left."""
+    """All that `metrics` need of the reference; measures with `network` what is left."""
     if reference.images is None:
         return reference.summary
     left = [metric for metric, field in NEEDS.items() if metric in metrics]
     left = [metric for metric in left if getattr(reference.summary, NEEDS[metric]) is None]
-    features = extract(params, reference.images, devices)
+    features = extract(network, reference.images, devices)
     measured = summarise(reference.name, features, left)
     return Summary(
         *(b if a is None else a for a, b in zip(reference.summary, measured, strict=True))

@@ -20,37 +20,40 @@ class Moments:
 
     Batches are joined by the pairwise update of Chan, Golub & LeVeque (1983), which loses no digits
     to a mean far from zero, as the difference of two sums of squares would. Memory is that of one
-    [D, D] matrix.
+    [D, D] matrix. Made of its attributes, it is as it was, for instance in another process.
+
+    Attributes:
+      count: how many features were taken in.
+      mean: of them, [D]; 0.0 before the first.
+      scatter: the sum of (x - mean) (x - mean)^T, [D, D]; likewise.
     """
 
-    def __init__(self):
-        self.count = 0
-        self._mean = 0.0  # [D], once something has been taken in
-        self._scatter = 0.0  # [D, D], the sum of (x - mean) (x - mean)^T
+    def __init__(self, count: int = 0, mean: np.ndarray = 0.0, scatter: np.ndarray = 0.0):
+        self.count, self.mean, self.scatter = int(count), mean, scatter
 
     def add(self, features: np.ndarray) -> None:
         """Takes in `features` [B, D]."""
         features = np.asarray(features, np.float64)
         mean = features.mean(axis=0)
         rows = np.vstack([features - mean, self._move(len(features), mean)])
-        self._scatter += rows.T @ rows
+        self.scatter += rows.T @ rows
 
     def merge(self, other: "Moments") -> None:
-        """Takes in what `other` has taken in, for instance in another process."""
+        """Takes in what `other` has taken in."""
         if other.count:
-            row = self._move(other.count, other._mean)
-            self._scatter += other._scatter + np.outer(row, row)
+            row = self._move(other.count, other.mean)
+            self.scatter += other.scatter + np.outer(row, row)
 
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance of all features, of which there must be two or more."""
-        return Gaussian(np.copy(self._mean), self._scatter / (self.count - 1))
+        return Gaussian(np.copy(self.mean), self.scatter / (self.count - 1))
 
     def _move(self, count: int, mean: np.ndarray) -> np.ndarray:
         """Joins the mean of `count` more; returns the row [D] that the two means' distance adds to
         the rows that the scatter is made of."""
-        total, shift = self.count + count, mean - self._mean
+        total, shift = self.count + count, mean - self.mean
         row = shift * np.sqrt(self.count * count / total)
-        self._mean += shift * (count / total)
+        self.mean += shift * (count / total)
         self.count = total
         return row
 

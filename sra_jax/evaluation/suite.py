@@ -11,7 +11,7 @@
 for fid and sfid; 8 kB an image for pr and 4 kB for is.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,9 @@ from sra_jax.errors import expect_one_of
 from sra_jax.evaluation.inception import Features
 from sra_jax.evaluation.scores import inception_score, precision_recall
 from sra_jax.evaluation.statistics import Gaussian, Moments, frechet_distance, warn_of_bias
+from sra_jax.parallel import from_each_process
 
+MOMENTS = ("count", "mean", "scatter")
 GROUP = 1024  # images; adding 64 to a covariance takes nearly as long
 METRICS = ("fid", "sfid", "is", "pr")
 LABELS = {
@@ -54,25 +56,29 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 
 
 def summarise(name: str, batches: Iterable[Features], metrics: Collection[str]) -> Summary:
-    """What `metrics` need of a set called `name`; warns where it is too small for a covariance."""
+    """What `metrics` need of a set called `name`; warns where it is too small for a covariance.
+
+    Each process gives the features of its part of the set; all get the summary of the whole.
+    """
     moments = {metric: Moments() for metric in ("fid", "sfid") if metric in metrics}
-    points, logits = [], []
+    rows = {metric: [] for metric in ("pr", "is") if metric in metrics}
     for batch in _grouped(batches):
-        features = {"fid": batch.pool, "sfid": batch.spatial.reshape(len(batch.spatial), -1)}
-        for metric in moments:
-            moments[metric].add(features[metric])
-        if "pr" in metrics:
-            points.append(batch.pool)
-        if "is" in metrics:
-            logits.append(batch.logits_unbiased)
+        features = {
+            "fid": batch.pool,
+            "sfid": batch.spatial.reshape(len(batch.spatial), -1),
+            "pr": batch.pool,
+            "is": batch.logits_unbiased,
+        }
+        for metric, taken in moments.items():
+            taken.add(features[metric])
+        for metric, taken in rows.items():
+            taken.append(features[metric])
+    moments, rows = _join_processes(moments, rows)
     gaussians = {metric: taken.gaussian() for metric, taken in moments.items()}
     for metric, taken in moments.items():
         warn_of_bias(f"{LABELS[metric]} of {name}", taken.count, len(gaussians[metric].mean))
     return Summary(
-        pool=gaussians.get("fid"),
-        spatial=gaussians.get("sfid"),
-        points=np.concatenate(points) if points else None,
-        logits=np.concatenate(logits) if logits else None,
+        gaussians.get("fid"), gaussians.get("sfid"), rows.get("pr"), logits=rows.get("is")
     )
 
 
@@ -88,6 +94,23 @@ def compare(samples: Summary, reference: Summary, metrics: Collection[str]) -> d
     if "pr" in metrics:
         numbers |= precision_recall(reference.points, samples.points)._asdict()
     return numbers
+
+
+def _join_processes(
+    moments: Mapping[str, Moments], rows: Mapping[str, list[np.ndarray]]
+) -> tuple[dict[str, Moments], dict[str, np.ndarray]]:
+    """The moments of all processes, and the rows [N, D] of all, in order of the processes."""
+    mine = {metric: np.concatenate(taken) for metric, taken in rows.items() if taken}
+    for metric, taken in moments.items():
+        mine |= {f"{metric}/{name}": getattr(taken, name) for name in MOMENTS}
+    whole = {metric: Moments() for metric in moments}
+    collected = {metric: [] for metric in rows}
+    for arrays in from_each_process(mine):
+        for metric in whole:
+            whole[metric].merge(Moments(*(arrays[f"{metric}/{name}"] for name in MOMENTS)))
+        for metric in collected:
+            collected[metric] += [arrays[metric]] if metric in arrays else []
+    return whole, {metric: np.concatenate(taken) for metric, taken in collected.items()}
 
 
 def _grouped(batches: Iterable[Features]) -> Iterator[Features]:

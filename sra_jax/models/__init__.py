@@ -6,7 +6,7 @@ from sra_jax.models.transformer import (
     TransformerConfig,
     init_params,
 )
-from sra_jax.models.variants import SIZES, parse_variant
+from sra_jax.models.variants import SIZES, name_variant, parse_variant
 
 __all__ = [
     "SIZES",
@@ -14,5 +14,6 @@ __all__ = [
     "Output",
     "TransformerConfig",
     "init_params",
+    "name_variant",
     "parse_variant",
 ]

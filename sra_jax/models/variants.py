@@ -36,3 +36,11 @@ def parse_variant(name: str) -> tuple[Size, int]:
         )
     expect_one_of("model size", size, SIZES)
     return SIZES[size], int(patch)
+
+
+def name_variant(width: int, depth: int, num_heads: int, patch_size: int) -> str | None:
+    """ "XL/2" for the shape of that model; None for a shape that was not published."""
+    for name, size in SIZES.items():
+        if size[:3] == (depth, width, num_heads) and patch_size in PATCH_SIZES:
+            return f"{name}/{patch_size}"
+    return None

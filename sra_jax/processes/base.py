@@ -1,8 +1,9 @@
 """What a diffusion process owes the rest of the system: all of it, on this page.
 
-Training needs the five methods below. Sampling needs, for each name in `solvers`, what that solver
-asks of a process (`sra_jax/sampling/solvers.py`). To add a process, write one file with one class
-and name it in `sra_jax/processes/__init__.py`.
+Training needs the first four methods below; guidance and probes, whose times are in [0, 1], the
+other two. Sampling needs, for each name in `solvers`, what that solver asks of a process
+(`sra_jax/sampling/solvers.py`). To add a process, write one file with one class and name it in
+`sra_jax/processes/__init__.py`.
 """
 
 from typing import ClassVar, Protocol
@@ -35,3 +36,6 @@ class Process(Protocol):
 
     def normalized_time(self, t: float) -> float:
         """A sampling time on the scale [0, 1] on which guidance intervals are given."""
+
+    def model_time(self, fraction: float) -> float | int:
+        """The model's time nearest to `fraction` of the way, in [0, 1], from data to noise."""

@@ -92,6 +92,9 @@ class DDPM:
     def normalized_time(self, t: float) -> float:
         return t / TIMESTEPS
 
+    def model_time(self, fraction: float) -> int:
+        return min(round(fraction * TIMESTEPS), TIMESTEPS - 1)
+
     def respace(self, steps: int | tuple[int, ...]) -> Chain:
         """The chain that keeps `steps` of the 1000 times, or so many in each equal section."""
         kept = kept_timesteps(steps)

@@ -79,6 +79,9 @@ class Interpolant:
     def normalized_time(self, t: float) -> float:
         return t
 
+    def model_time(self, fraction: float) -> float:
+        return fraction
+
     # What the solvers ask for.
 
     def ode_times(self, steps: int) -> np.ndarray:

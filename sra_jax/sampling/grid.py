@@ -1,6 +1,7 @@
 """Many images as one picture."""
 
 import os
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,6 @@ def image_grid(images: np.ndarray) -> np.ndarray:
     return grid
 
 
-def save_grid(path: str | os.PathLike, images: np.ndarray) -> None:
-    """Writes `image_grid(images)` as a PNG."""
+def save_grid(path: str | os.PathLike | BinaryIO, images: np.ndarray) -> None:
+    """Writes `image_grid(images)` as a PNG, to a path or a file."""
     Image.fromarray(image_grid(images)).save(path, format="PNG")

@@ -16,7 +16,7 @@ import logging
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -54,8 +54,16 @@ class CheckpointStore:
     trains; only one may save. In a run of several processes each makes the same calls.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int = 3, keep_every: int | None = None):
-        """Keeps the newest `keep` checkpoints and, forever, every multiple of `keep_every` steps.
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        best: Callable[[], int | None] = lambda: None,
+    ):
+        """Keeps the newest `keep` checkpoints, forever every multiple of `keep_every` steps, and
+        that of step `best()`.
 
         An old checkpoint is deleted only after a newer one is complete. Raises InputError for a
         count below 1.
@@ -67,7 +75,7 @@ class CheckpointStore:
         root = root if root.is_absolute() else root.resolve()  # resolving would break gs://
         self.directory = root / "checkpoints"
         self._damaged: set[int] = set()
-        self._keep = _Keep(keep, keep_every, self._damaged)
+        self._keep = _Keep(keep, keep_every, best, self._damaged)
         self._checkpointer: ocp.training.Checkpointer | None = None  # made by the first save
         self._held: HeldDirectory | None = None  # likewise
         self._saving: tuple[int, ocp.AsyncResponse[bool]] | None = None
@@ -147,19 +155,32 @@ class CheckpointStore:
         """
         return self._read(step, lambda found: _together(lambda: self._manifest(found))["metadata"])
 
+    def names(self, step: int | None = None) -> set[str]:
+        """The names of the trees saved with `step`, or with the newest whose metadata can be read.
+
+        Raises CheckpointError if there is none.
+        """
+        return self._read(
+            step, lambda found: {p.split("/")[0] for p in self._manifest(found)["fingerprint"]}
+        )
+
     def restore(
-        self, abstract: Mapping[str, PyTree], step: int | None = None
+        self,
+        abstract: Mapping[str, PyTree],
+        step: int | None = None,
+        optional: Collection[str] = (),
     ) -> tuple[int, dict[str, PyTree]]:
         """The step and the named trees of the newest undamaged checkpoint, or of `step` only.
 
         `abstract`: name -> pytree of `jax.ShapeDtypeStruct`, any subset of the names saved; only
-        those are read. A leaf lands on its `sharding`, whatever it was saved from, or without one
+        those are read. Trees named in `optional` are left out of the result where the checkpoint
+        lacks them. A leaf lands on its `sharding`, whatever it was saved from, or without one
         on the default device (with several processes: on every device). Every leaf is bit for bit
         what was saved. A damaged checkpoint is logged as a warning and passed over. Raises
         CheckpointError if nothing undamaged is there, if the trees do not fit the checkpoint, or if
         a newer version of this code wrote it.
         """
-        return self._read(step, lambda found: (found, self._load(found, abstract)))
+        return self._read(step, lambda found: (found, self._load(found, abstract, optional)))
 
     def _read(self, step: int | None, read: Callable[[int], T]) -> T:
         """`read(step)`, or without a step that of the newest step it can read."""
@@ -220,20 +241,21 @@ class CheckpointStore:
             )
         return manifest
 
-    def _load(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        saved, trees = _together(lambda: self._load_own(step, abstract))
+    def _load(
+        self, step: int, abstract: Mapping[str, PyTree], optional: Collection[str]
+    ) -> dict[str, PyTree]:
+        saved, trees = _together(lambda: self._load_own(step, abstract, optional))
         _together(lambda: _compare(saved, fingerprint(trees)))
         return trees
 
     def _load_own(
-        self, step: int, abstract: Mapping[str, PyTree]
+        self, step: int, abstract: Mapping[str, PyTree], optional: Collection[str]
     ) -> tuple[dict[str, str], dict[str, PyTree]]:
         """The fingerprint as it was saved, and the trees as far as they lie in this process."""
-        saved = {
-            path: text
-            for path, text in self._manifest(step)["fingerprint"].items()
-            if path.split("/")[0] in abstract
-        }
+        everything = self._manifest(step)["fingerprint"]
+        names = {path.split("/")[0] for path in everything}
+        abstract = {k: tree for k, tree in abstract.items() if k in names or k not in optional}
+        saved = {path: text for path, text in everything.items() if path.split("/")[0] in abstract}
         there = {path: text.split()[0] for path, text in saved.items()}
         if differences := _differences(there, layout(dict(abstract))):
             raise CheckpointError(
@@ -268,17 +290,39 @@ class CheckpointStore:
             ) from error
 
 
+@contextlib.contextmanager
+def saving_leanly(trees: Mapping[str, PyTree]) -> Iterator[None]:
+    """Within it, `trees` are saved with no more memory than their largest leaf beside them, and
+    not compressed, which float32 weights hardly are. Wait for the save before leaving."""
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(dict(trees)))
+    with ocp.Context(  # its limit must lie above the largest leaf
+        memory_options=ocp.options.MemoryOptions(write_concurrent_bytes=largest + 2**20),
+        array_options=ocp.options.ArrayOptions(
+            saving=ocp.options.ArrayOptions.Saving(use_compression=False)
+        ),
+    ):
+        yield
+
+
 class _Keep:
     """A preservation policy for Orbax, which puts the checkpoint being saved last."""
 
-    def __init__(self, keep: int, keep_every: int | None, damaged: set[int]):
-        self._keep, self._keep_every, self._damaged = keep, keep_every, damaged
+    def __init__(
+        self,
+        keep: int,
+        keep_every: int | None,
+        best: Callable[[], int | None],
+        damaged: set[int],
+    ):
+        self._keep, self._keep_every = keep, keep_every
+        self._best, self._damaged = best, damaged
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {step for step in steps if step > steps[-1]}  # left by a run that went further
         kept.update([step for step in steps if step not in self._damaged][-self._keep :])
+        kept.add(self._best())
         if self._keep_every:
             kept.update(step for step in steps if step % self._keep_every == 0)
         return [step in kept for step in steps]

@@ -32,11 +32,12 @@ class StepFlops(NamedTuple):
 def step_flops(config: TransformerConfig, sra: SRAConfig | None) -> StepFlops:
     """The operations of a step on `config`, aligned as `sra` says (None: not at all).
 
-    The backward pass takes twice the forward pass of what is trained. The teacher has none.
+    The backward pass takes twice the forward pass of what is trained. The teacher has none; it and
+    the head see only the images that are aligned.
     """
     forward = forward_flops(config)
-    head = head_flops(config) if sra is not None and sra.head else 0
-    teacher = forward_flops(config, sra.teacher_block) if sra is not None else 0
+    head = head_flops(config) // sra.stride if sra is not None and sra.head else 0
+    teacher = forward_flops(config, sra.teacher_block) // sra.stride if sra is not None else 0
     blocks = config.depth * block_flops(config)
     return StepFlops(
         student_forward=forward,

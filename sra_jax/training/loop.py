@@ -21,11 +21,15 @@ def run_steps(
     checkpoint_every: int,
     store: CheckpointStore,
     save: Callable[[int, TrainState], None],
+    after: Callable[[int, TrainState], float],
     reporter: Reporter,
     stop: StopSignals,
 ) -> int:
     """Runs `steps` (those made so far, to the total), saving every so often, when asked to stop,
     and at the end. Returns the number of steps made in all.
+
+    After each, `after` is given what has been saved if anything was, and returns the seconds that
+    it took, which are not training.
 
     Raises:
       RunError: a metric, or what was to be saved, was not finite. What was saved before is
@@ -46,6 +50,7 @@ def run_steps(
                 save(done, state)
             if stopping:
                 break
+            reporter.leave_out(after(done, state))
     except NonFiniteError as error:
         store.wait()
         saved = store.latest_step()

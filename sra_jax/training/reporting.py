@@ -99,6 +99,10 @@ class Reporter:
         _log.warning("skipped step %s (%s in all): %s", f"{step:,}", self._skipped, wrong[0])
         return False
 
+    def leave_out(self, seconds: float) -> None:
+        """Does not count `seconds` that were spent on something else."""
+        self._reported_at += seconds
+
     def close(self) -> None:
         """Writes what is buffered."""
         if self._writer is not None:

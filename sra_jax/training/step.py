@@ -23,11 +23,11 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-@dataclass(frozen=True)
-class StepConfig:
-    """How a step is made, beside the method: `scale` and `shift` map a drawn latent to the model's
-    space; gradients are accumulated over `microbatches`. With `skip_nonfinite`, a step whose loss
-    or gradient is NaN or infinite changes nothing but the number of steps.
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """How a step is made, beside the method: gradients are accumulated over `microbatches`; with
+    `skip_nonfinite`, a step whose loss or gradient is NaN or infinite changes nothing but the
+    number of steps.
 
     Raises:
       InputError: a value out of its range.
@@ -37,8 +37,6 @@ class StepConfig:
     label_dropout: float = 0.1
     ema_decay: float = 0.9999
     microbatches: int = 1
-    scale: float = 1.0
-    shift: float = 0.0
     skip_nonfinite: bool = False
 
     def __post_init__(self):
@@ -48,6 +46,14 @@ class StepConfig:
             raise InputError(f"ema_decay is {self.ema_decay}, expected in [0, 1)")
         if self.microbatches < 1:
             raise InputError(f"microbatches is {self.microbatches}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig(StepSettings):
+    """The same for certain data: `scale` and `shift` map a drawn latent to the model's space."""
+
+    scale: float = 1.0
+    shift: float = 0.0
 
 
 class Example(NamedTuple):
@@ -68,6 +74,11 @@ class Objective:
     process: Process
     sra: SRAConfig | None
     weight: WeightSchedule
+
+    @property
+    def stride(self) -> int:
+        """One example of so many is aligned."""
+        return self.sra.stride if self.sra is not None else 1
 
     def __call__(self, params: Any, ema: Any, example: Example, step: jax.Array):
         """The loss [] to minimise in `params`, and its metrics."""
@@ -104,7 +115,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         example = draw_example(objective, config, batch, state.step)
         loss = partial(objective, ema=state.ema, step=state.step)
-        grads, metrics = accumulate_gradients(loss, state.params, example, config.microbatches)
+        grads, metrics = accumulate_gradients(
+            loss, state.params, example, config.microbatches, objective.stride
+        )
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         new_state = apply_gradients(state, grads, optimizer, config.ema_decay)
         if not config.skip_nonfinite:
@@ -133,15 +146,21 @@ def draw_example(
 
 
 def accumulate_gradients(
-    loss: Callable[..., tuple[jax.Array, Metrics]], params: Any, example: Example, microbatches: int
+    loss: Callable[..., tuple[jax.Array, Metrics]],
+    params: Any,
+    example: Example,
+    microbatches: int,
+    together: int = 1,
 ) -> tuple[Any, Metrics]:
-    """Gradient and metrics of the mean loss, over `microbatches` equal parts of the batch."""
+    """Gradient and metrics of the mean loss, over `microbatches` equal parts of the batch, in which
+    groups of `together` neighbours stay together."""
     gradient = jax.grad(lambda params, part: loss(params, example=part), has_aux=True)
     if microbatches == 1:
         return gradient(params, example)
 
     def split(a):  # strided, so that every device of a sharded batch has a share in every part
-        return a.reshape(len(a) // microbatches, microbatches, *a.shape[1:]).swapaxes(0, 1)
+        groups = a.reshape(-1, microbatches, together, *a.shape[1:]).swapaxes(0, 1)
+        return groups.reshape(microbatches, -1, *a.shape[1:])
 
     def add(total, part):
         return jax.tree.map(jnp.add, total, gradient(params, part)), None

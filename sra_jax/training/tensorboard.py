@@ -4,6 +4,7 @@ clu's own summary writer is made of TensorFlow, and importing any clu writer imp
 puts an empty one in its place, so it must be imported before anything of `clu.metric_writers`.
 """
 
+import io
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import numpy as np
+from PIL import Image
 from tensorboard.compat import tf
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -30,7 +32,7 @@ from clu.metric_writers import AsyncWriter, MetricWriter  # noqa: E402
 
 
 class EventWriter(MetricWriter):
-    """Writes scalars to an event file in `logdir`; of clu's interface, what this project uses.
+    """Writes an event file in `logdir`; of clu's interface, what this project uses.
 
     Where the file cannot be written, that is logged once, and nothing more is: no run ends for it.
     """
@@ -52,6 +54,22 @@ class EventWriter(MetricWriter):
             values.append(value)
         summary = Summary(value=values)
         self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes the first of each `images` uint8 [N, H, W, 3] under its name."""
+        values = []
+        for tag, batch in images.items():
+            picture = io.BytesIO()
+            Image.fromarray(batch[0]).save(picture, format="PNG")
+            height, width, channels = batch.shape[1:]
+            summary = Summary.Image(
+                height=height,
+                width=width,
+                colorspace=channels,
+                encoded_image_string=picture.getvalue(),
+            )
+            values.append(Summary.Value(tag=tag, image=summary))
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def flush(self) -> None:
         """Returns when all that was written is in the file."""
@@ -80,9 +98,9 @@ class EventWriter(MetricWriter):
             )
 
     def _unused(self, *args, **kwargs) -> None:
-        raise NotImplementedError("this project writes scalars only")
+        raise NotImplementedError("this project writes scalars and images only")
 
-    write_summaries = write_images = write_videos = write_audios = _unused
+    write_summaries = write_videos = write_audios = _unused
     write_texts = write_histograms = write_hparams = _unused
 
 

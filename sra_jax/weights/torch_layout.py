@@ -4,7 +4,8 @@ One table says which tensor is which; both directions read it. Linear weights ar
 and [in, out] here; the blocks' parameters are separate there and stacked on a depth axis here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,8 @@ BLOCK_TABLE = {  # below "blocks.0." there, below "blocks/" and stacked here
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, Any]:
-    """Our parameters, as float32 numpy arrays, from a PyTorch state dict of numpy arrays.
+    """Our parameters, as float32 numpy arrays, from a PyTorch state dict of numpy arrays (or of
+    tensors in a file, of which one at a time is read).
 
     The projection head (`ap_head.*`) is taken if it is there.
 
@@ -87,7 +89,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: TransformerConfig) 
       InputError: tensors that are missing, left over, or of another shape than `config` gives.
     """
     head = any(key in state_dict for key in HEAD_TABLE)
-    wanted = _torch_shapes(config, head)
+    wanted = torch_shapes(config, head)
     _check_names(wanted, state_dict)
     for key, shape in wanted.items():
         if np.shape(state_dict[key]) != shape:
@@ -96,14 +98,14 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: TransformerConfig) 
             )
 
     def take(key: str, layout: Layout) -> np.ndarray:
-        return np.ascontiguousarray(layout.to_ours(np.asarray(state_dict[key], np.float32), config))
+        return layout.to_ours(np.asarray(state_dict[key], np.float32), config)
 
     params: dict[str, Any] = {}
     for key, (path, layout) in (TABLE | (HEAD_TABLE if head else {})).items():
-        _set(params, path, take(key, layout))
+        _set(params, path, np.ascontiguousarray(take(key, layout)))
     for key, (path, layout) in BLOCK_TABLE.items():
-        layers = [take(f"blocks.{i}.{key}", layout) for i in range(config.depth)]
-        _set(params, f"blocks/{path}", np.stack(layers))
+        layers = (take(f"blocks.{i}.{key}", layout) for i in range(config.depth))
+        _set(params, f"blocks/{path}", _stack(layers, config.depth))
     return params
 
 
@@ -112,6 +114,16 @@ def to_torch(params: Mapping[str, Any], config: TransformerConfig) -> dict[str, 
     such as their gradients): the inverse of `from_torch`."""
     views = _torch_views(jax.tree.map(np.asarray, params), config)
     return {key: np.ascontiguousarray(view) for key, view in views.items()}
+
+
+def _stack(layers: Iterator[np.ndarray], count: int) -> np.ndarray:
+    """`np.stack`, holding one layer beside the result and not all of them."""
+    first = next(layers)
+    stacked = np.empty((count, *first.shape), first.dtype)
+    stacked[0] = first
+    for i, layer in enumerate(layers, start=1):
+        stacked[i] = layer
+    return stacked
 
 
 def _torch_views(params: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:
@@ -126,6 +138,12 @@ def _torch_views(params: Mapping[str, Any], config: TransformerConfig) -> dict[s
     return views
 
 
+def torch_shapes(config: TransformerConfig, head: bool) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a model there, by name."""
+    return dict(_torch_shapes(config, head))
+
+
+@cache
 def _torch_shapes(config: TransformerConfig, head: bool) -> dict[str, tuple[int, ...]]:
     def views(key):
         return _torch_views(init_params(DiffusionTransformer(config), key, head), config)

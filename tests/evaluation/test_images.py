@@ -16,9 +16,12 @@ def images():
 
 def read(path):
     opened = open_images(str(path))
-    read = np.concatenate(list(opened.chunks()))
+    read = np.concatenate(list(opened.chunks(0, opened.count)))
     assert read.dtype == np.uint8
     assert (opened.count, opened.resolution) == (len(read), read.shape[1:3])
+    for first, last in ((0, 64), (64, opened.count), (64, 65)):
+        part = np.concatenate(list(opened.chunks(first, last)))
+        np.testing.assert_array_equal(part, read[first:last])
     return read
 
 
@@ -26,7 +29,7 @@ def read(path):
 def test_an_npz_is_read_in_pieces(save, images, tmp_path):
     save(tmp_path / "colour.npz", arr_0=images, labels=np.zeros(150, object))  # not looked at
     np.testing.assert_array_equal(read(tmp_path / "colour.npz"), images)
-    assert max(map(len, open_images(str(tmp_path / "colour.npz")).chunks())) == 64
+    assert max(map(len, open_images(str(tmp_path / "colour.npz")).chunks(0, 150))) == 64
     save(tmp_path / "grey.npz", arr_0=images[..., :1])
     np.testing.assert_array_equal(read(tmp_path / "grey.npz"), images[..., [0, 0, 0]])
 

@@ -101,6 +101,7 @@ DRY_RUNS = {
         "python -m sra_jax.sample --workdir=runs/digits --out=runs/digits/samples.npz"
         " --grid=runs/digits/samples.png --num=1000 --seed=0",
         "python -m sra_jax.evaluate --samples=runs/digits/samples.npz --reference=embedded:digits",
+        "python -m sra_jax.probe --workdir=runs/digits",
     ],
     "test.sh": [INSTALL + "'.[test]'", ".venv/bin/python -m pytest"],
     "tpu_pod.sh": [
@@ -215,8 +216,8 @@ class TestEnvironment:
         self.test(clone)
         start(clone, "quickstart.sh", path=self.path)
         assert sum("install" in call for call in calls(clone)) == 1
-        verbs = [call.split()[1] for call in calls(clone)[-3:]]
-        assert verbs == ["sra_jax.train", "sra_jax.sample", "sra_jax.evaluate"]
+        verbs = [call.split()[1] for call in calls(clone)[-4:]]
+        assert verbs == [f"sra_jax.{verb}" for verb in ("train", "sample", "evaluate", "probe")]
 
     def test_a_failed_installation_is_explained_and_tried_again(self, clone):
         failed = self.test(clone, FAKE_PIP="1", FAKE_PIP_SAYS="ERROR: disk full")

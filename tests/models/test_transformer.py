@@ -326,6 +326,43 @@ def test_remat_saves_memory():
     assert temporaries("full") < 0.7 * temporaries("dots") < 0.7 * 0.7 * temporaries("none")
 
 
+def test_without_remat_only_matrix_products_are_kept():
+    """Of each block and token: its input, 3 D of qkv, the weighted values, the projection, 4 D of
+    the MLP's hidden layer and D of its output, and the scores of all heads."""
+    batch, tokens, width, heads = 4, SMALL.num_tokens, SMALL.width, SMALL.num_heads
+    config = dataclasses.replace(SMALL, depth=8)
+    model = DiffusionTransformer(config)
+    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
+    inputs = random_inputs(config, 0, batch=batch)
+
+    def backward(params):
+        return jax.vjp(lambda p: model.apply({"params": p}, *inputs).prediction, params)[1]
+
+    kept = [leaf for leaf in jax.tree.leaves(jax.eval_shape(backward, params)) if leaf.size]
+    activations = [leaf for leaf in kept if leaf.shape[:3] == (config.depth, batch, tokens)]
+    activations += [leaf for leaf in kept if leaf.shape[:3] == (config.depth, batch, heads)]
+    values = batch * tokens * (11 * width + heads * tokens)
+    assert sum(leaf.size for leaf in activations) == config.depth * values
+
+
+@pytest.mark.parametrize(("remat", "passes"), [("none", 1), ("dots", 2), ("full", 2)])
+def test_cudnn_attention_is_a_product_too(monkeypatch, remat, passes):
+    """Its primitives are traced as on a GPU; none is needed to see which are computed again."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    config = dataclasses.replace(SMALL, width=128, dtype="bfloat16", attention="cudnn", remat=remat)
+    model, inputs = DiffusionTransformer(config), random_inputs(config, 0, batch=2)
+    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
+
+    def loss(params):
+        return jnp.sum(model.apply({"params": params}, *inputs).prediction)
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(params))
+    assert program.count("dot_product_attention_fwd_wrapper") == passes
+    assert program.count("dot_product_attention_bwd_wrapper") == 1
+
+
 # Initialisation.
 
 

@@ -236,3 +236,9 @@ def test_drawn_times_and_gaps_cover_their_range():
 
 def test_normalized_time():
     assert PROCESS.normalized_time(700) == 0.7
+
+
+def test_model_time():
+    times = [PROCESS.model_time(fraction) for fraction in (0, 0.1, 0.3, 0.5005, 0.7, 0.9994, 1)]
+    assert times == [0, 100, 300, 500, 700, 999, 999]
+    assert all(PROCESS.model_time(PROCESS.normalized_time(t)) == t for t in range(1000))

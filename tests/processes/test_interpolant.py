@@ -126,6 +126,7 @@ def test_sampling_times():
     assert (times[0], times[-2], times[-1]) == (1, 0.04, 0)
     np.testing.assert_allclose(np.diff(times)[:-1], -0.96 / 249, rtol=1e-12)
     assert process.diffusion(0.3) == 0.6
+    assert process.normalized_time(0.3) == process.model_time(0.3) == 0.3
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Parts survive a kill, and nothing else passes for them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sra_jax.codecs import PixelCodec
 from sra_jax.errors import InputError, RunError
 from sra_jax.outputs import writable_directory, writable_file
-from sra_jax.sampler import SampleRequest, _labels, expect_finite
+from sra_jax.sampler import SampleRequest, _labels
+from sra_jax.sampling.draw import Drawing
 from sra_jax.sampling.parts import PartStore
 from sra_jax.sampling.solvers import parse_steps
 
@@ -104,7 +108,11 @@ def test_what_is_too_much_is_refused():
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_latents_that_are_no_numbers_are_refused(wrong):
-    latents = np.zeros((2, 4, 4, 1), np.float32)
-    np.testing.assert_array_equal(expect_finite(latents, 0), latents)
-    latents[1, 2, 3, 0] = wrong
-    refusal(RunError, "chunk 7 are not finite; lower --guidance", expect_finite, latents, 7)
+    def sampler(params, seed, indices, labels):
+        return jnp.zeros((len(indices), 4, 4, 1)) + params[labels, None, None, None]
+
+    drawing = Drawing(sampler, PixelCodec(), np.array([0, 0, 1], np.int32), chunk=2)
+    drawn = drawing.images(jnp.array([0.5, wrong]), [0, 1], jax.devices()[:1])
+    number, images = next(drawn)
+    assert (number, images.shape) == (0, (2, 4, 4, 1)) and (images == 191).all()
+    refusal(RunError, "chunk 1 are not finite; lower the guidance", next, drawn)

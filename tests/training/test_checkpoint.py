@@ -100,6 +100,16 @@ def test_one_tree_loads_without_the_others(tmp_path):
     assert_same(restored, {"ema": make_trees(1)["ema"]})
 
 
+def test_names_what_was_saved(tmp_path):
+    save_all(tmp_path, 1)
+    with CheckpointStore(tmp_path) as store:
+        assert store.names() == store.names(1) == {"step", "params", "ema", "opt_state"}
+        store.save(2, {"ema": make_trees(2)["ema"]}, {})
+    assert CheckpointStore(tmp_path).names() == {"ema"}
+    with pytest.raises(CheckpointError, match="no step 3"):
+        CheckpointStore(tmp_path).names(3)
+
+
 def test_keeps_the_newest_and_the_milestones(tmp_path):
     save_all(tmp_path, 10, 20, 30, 40, 50, keep=2, keep_every=20)
     assert CheckpointStore(tmp_path).steps() == [20, 40, 50]

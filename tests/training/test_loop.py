@@ -32,6 +32,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
             2,
             store,
             lambda step, state: store.save(step, state._asdict(), {}),
+            lambda step, state: 0.0,
             Reporter(None, 0, 20, 100, Workload(1, 1, 1, None)),
             StopSignals(),
         )

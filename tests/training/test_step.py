@@ -24,6 +24,7 @@ from golden import (
 from scipy import stats
 
 from sra_jax.errors import InputError
+from sra_jax.hlo import Program
 from sra_jax.models import SIZES, DiffusionTransformer, TransformerConfig
 from sra_jax.models.layers import Block
 from sra_jax.parallel import MeshConfig, batch_sharding, make_mesh, replicated
@@ -191,10 +192,15 @@ def run_tiny(live_state):
     copy of `live_state`."""
 
     @functools.cache
-    def run(microbatches=1, weight_decay=0.0, place=lambda tree, is_batch: tree):
+    def run(
+        microbatches=1, weight_decay=0.0, place=lambda tree, is_batch: tree, teacher_fraction=1.0
+    ):
         config = StepConfig(microbatches=microbatches, ema_decay=0.9, scale=0.7, shift=0.1)
         optimizer = make_optimizer(dataclasses.replace(OPTIMIZER, weight_decay=weight_decay))
-        step = jax.jit(make_train_step(make_objective(), optimizer, config), donate_argnums=0)
+        objective = make_objective(
+            method=dataclasses.replace(METHOD, teacher_fraction=teacher_fraction)
+        )
+        step = jax.jit(make_train_step(objective, optimizer, config), donate_argnums=0)
         first = state = place(jax.tree.map(jnp.copy, live_state), False)
         history = []
         for _ in range(3):
@@ -212,6 +218,33 @@ def test_microbatches_change_no_update(live_state, run_tiny):
     assert_same_steps(run_tiny(microbatches=4).history, run_tiny().history)
     moved = worst_error(flatten(run_tiny().history[0][0].params), flatten(live_state.params))
     assert moved[0] > 1e-2
+
+
+def test_microbatches_change_no_update_of_a_part_that_is_aligned(run_tiny):
+    """In each microbatch the same examples are aligned as in the whole batch."""
+    split, whole = (run_tiny(microbatches=n, teacher_fraction=0.5) for n in (2, 1))
+    assert_same_steps(split.history, whole.history)
+    alignment = [run.history[0][1]["alignment"] for run in (whole, run_tiny())]
+    assert abs(alignment[0] / alignment[1] - 1) > 1e-3
+
+
+def test_a_part_that_is_aligned_needs_no_exchange():
+    """Devices keep their own examples: eight of them send what they do without a fraction."""
+    mesh = make_mesh(MeshConfig())
+    copied, split = replicated(mesh), batch_sharding(mesh)
+    optimizer, batch = make_optimizer(OPTIMIZER), make_batch(32)
+
+    def exchanges(fraction):
+        objective = make_objective(method=dataclasses.replace(METHOD, teacher_fraction=fraction))
+        model = DiffusionTransformer(TINY, split)
+        objective = dataclasses.replace(objective, model=model)
+        step = make_train_step(objective, optimizer, StepConfig())
+        state = jax.eval_shape(partial(init_state, model, optimizer, 0, True))
+        jitted = jax.jit(step, in_shardings=(copied, split), out_shardings=copied)
+        collectives = Program(jitted.lower(state, batch).compile().as_text()).collectives()
+        return {(each.kind, each.size, each.count) for each in collectives}
+
+    assert exchanges(0.25) == exchanges(1.0)
 
 
 def test_steps_on_eight_devices_are_those_on_one(run_tiny):
@@ -489,12 +522,13 @@ def test_alignment_costs_one_partial_forward_pass(name, kind):
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("head", [True, False], ids=["head", "no head"])
-def test_analytic_count_is_that_of_the_step(remat, head):
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_analytic_count_is_that_of_the_step(remat, head, fraction):
     size = SIZES["B"]
     config = dataclasses.replace(
         TINY, kind="dit", input_size=32, patch_size=2, width=size.width, depth=4, remat=remat
     )
-    method = SRAConfig(1, 3, head=head)
+    method = SRAConfig(1, 3, head=head, teacher_fraction=fraction)
     counted = step_multiply_adds(config, method, make_batch(2, config))
     per_image = 2 * counted / 2  # two operations a multiply-add, a batch of two
     assert abs(step_flops(config, method).total / per_image - 1) < 0.01

@@ -1,0 +1,95 @@
+"""How long a checkpoint of SiT-XL/2 takes to convert, and how much memory.
+
+  python benchmarks/convert.py [--ending=.pt] [--folder=DIR]
+
+Writes random weights of the student and the EMA, with a projection head and without optimiser
+moments, as the SRA authors' training script does (5.4 GB); converts them with the command, in a
+process of its own; and exports the EMA again. DIR needs 15 GB.
+"""
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from sra_jax.models import SIZES, TransformerConfig
+from sra_jax.models.layers import position_table
+from sra_jax.weights.torch_layout import torch_shapes
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ending", default=".pt", choices=(".pt", ".safetensors"))
+    parser.add_argument("--folder", help="where to put the temporary directory")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        root = Path(folder)
+        source = root / f"SiT-XL-2{options.ending}"
+        # In a process of its own: what a parent once held counts as its children's peak.
+        writer = multiprocessing.get_context("spawn").Process(target=write_random, args=(source,))
+        writer.start(), writer.join()
+        print(f"{source.stat().st_size / 1e9:.2f} GB; load {os.getloadavg()[0]:.1f}", end="")
+        print(
+            f" on {os.cpu_count()} cores\n\n| | seconds | peak resident memory, GB |\n|---|---|---|"
+        )
+        exported = root / f"exported{options.ending}"
+        for what, start, end in (
+            ("file to workdir", source, root / "run"),
+            ("workdir to file", root / "run", exported),
+        ):
+            seconds, peak = convert(start, end)
+            print(f"| {what} | {seconds:.1f} | {peak:.2f} |", flush=True)
+
+
+def write_random(path: Path) -> None:
+    """A file of random weights of SiT-XL/2 at 256 pixels."""
+    size = SIZES["XL"]
+    config = TransformerConfig(
+        kind="sit",
+        input_size=32,
+        patch_size=2,
+        in_channels=4,
+        width=size.width,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        num_classes=1000,
+    )
+    rng = np.random.default_rng(0)
+
+    def draw():
+        shapes = torch_shapes(config, head=True).items()
+        tree = {name: 0.02 * rng.standard_normal(shape, np.float32) for name, shape in shapes}
+        return tree | {"pos_embed": position_table(config.grid, config.width)[None]}
+
+    if path.suffix == ".safetensors":
+        save_file(draw(), path)
+        return
+    trees = {
+        name: {key: torch.from_numpy(array) for key, array in draw().items()}
+        for name in ("model", "ema")
+    }
+    torch.save(trees | {"args": argparse.Namespace(model="SiT-XL/2"), "steps": 400_000}, path)
+
+
+def convert(source: Path, out: Path) -> tuple[float, float]:
+    """Runs the command; its seconds, and the most memory that was resident, in GB."""
+    command = [sys.executable, "-m", "sra_jax.convert", f"--source={source}", f"--out={out}"]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed")
+    return time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""From a PyTorch file to a workdir, and from a workdir to a PyTorch file."""
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from sra_jax import workdir as workdirs
+from sra_jax.configuration import imported_config
+from sra_jax.errors import InputError, expect_one_of
+from sra_jax.experiment import Experiment
+from sra_jax.models import name_variant
+from sra_jax.outputs import expect_local, replacing, writable_directory, writable_file
+from sra_jax.training.checkpoint import CheckpointStore, saving_leanly
+from sra_jax.training.optimizer import make_optimizer
+from sra_jax.weights import to_torch
+from sra_jax.weights.adamw import AdamWState, adamw_from_torch
+from sra_jax.weights.files import (
+    ENDINGS,
+    TORCH_ENDINGS,
+    TorchCheckpoint,
+    import_torch,
+    read_checkpoint,
+    write_checkpoint,
+)
+from sra_jax.weights.imported import Choices, ImportedModel, latent_spec
+from sra_jax.weights.recognise import clean_names, path_of
+
+TREES = {"model": "params", "ema": "ema"}  # theirs and ours
+PROJECTORS = "projectors"  # a tree of its own, where they are kept: "params" and "ema", by name
+IMPORT_FLAGS = ("optimizer", "keep_projectors", *(f.name for f in dataclasses.fields(Choices)))
+EXPORT_FLAGS = ("weights", "step")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """What to convert; see the flags of `sra_jax.convert`."""
+
+    source: str
+    out: str
+    num_heads: int | None = None
+    layout: str | None = None
+    resolution: int | None = None
+    optimizer: str = "fresh"
+    new_head: bool = False
+    keep_projectors: bool = False
+    allow_mismatch: bool = False
+    weights: str = "ema"
+    step: int | None = None
+
+
+def convert(request: ConvertRequest) -> None:
+    """Makes a workdir of a PyTorch file, or a PyTorch file of a workdir: whole, or not at all.
+
+    Raises:
+      InputError: something about the request or the source is wrong; nothing was written.
+    """
+    reads, writes = (path.endswith(ENDINGS) for path in (request.source, request.out))
+    if reads == writes:
+        what = "files" if reads else "directories"
+        raise InputError(
+            f"--source={request.source} and --out={request.out} are both {what}; expected a file "
+            f"({', '.join(ENDINGS)}) and a workdir"
+        )
+    defaults = ConvertRequest("", "")
+    for name in EXPORT_FLAGS if reads else IMPORT_FLAGS:
+        if getattr(request, name) != getattr(defaults, name):
+            what = "workdir is exported" if reads else "file is converted"
+            raise InputError(f"--{name} is for when a {what}; leave it out")
+    if reads:
+        _import(request)
+    else:
+        _export(request)
+
+
+def _import(request: ConvertRequest) -> None:
+    """A file of PyTorch weights -> a workdir."""
+    expect_one_of("optimizer", request.optimizer, ("fresh", "carried"))
+    _expect_free(request.out)
+    checkpoint = read_checkpoint(request.source)
+    choices = {field.name: getattr(request, field.name) for field in dataclasses.fields(Choices)}
+    model = ImportedModel(checkpoint, Choices(**choices))
+    found = model.found
+    _log.info("recognised %s", found.describe())
+    path = path_of(checkpoint.args)
+    config = imported_config(found.config, found.head, path, found.layout == "sit").to_dict()
+    moments = None
+    if request.optimizer == "carried":
+        moments = _moments(checkpoint, model)
+        config["optimizer"] |= moments.settings
+    experiment = Experiment.from_dict(config)
+    projectors = _projectors(model, request.keep_projectors)
+    with _staged(request.out) as directory:
+        trees = _read_trees(model) | projectors
+        step = moments.count if moments else 0
+        trees["step"] = jnp.asarray(step, jnp.int32)
+        if moments:
+            trees["opt_state"] = _optimizer_state(experiment, trees["params"], moments)
+        workdirs.remember(directory, config, latent_spec(found.config))
+        _save(directory, step, trees, {"config": config, "source": request.source})
+    _log.info("workdir: %s (step %s, optimizer %s)", request.out, f"{step:,}", request.optimizer)
+
+
+def _expect_free(out: str) -> None:
+    expect_local(out)
+    target = Path(out)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise InputError(f"{out} is there already; choose another --out, or remove it")
+
+
+@contextlib.contextmanager
+def _staged(out: str) -> Iterator[epath.Path]:
+    """A run's directory beside `out`, which becomes `out` when all went well."""
+    staging = writable_directory(f"{out.rstrip('/')}.converting")
+    with workdirs.claimed(epath.Path(staging)):
+        try:
+            for left in ("checkpoints", workdirs.CONFIG_FILE):  # by a conversion that was killed
+                shutil.rmtree(staging / left, ignore_errors=True)
+            workdirs.prepare(epath.Path(staging))
+            yield epath.Path(staging)
+            staging.replace(out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _read_trees(model: ImportedModel) -> dict[str, Any]:
+    """The student's and the EMA's parameters on the device; a file with one of them gives both."""
+    trees = {}
+    for name in model.trees:
+        _log.info("reading %s", name)
+        trees[TREES[name]] = _placed(model.read(name))
+    if len(trees) == 1:
+        _log.info("the file holds one set of weights, taken for the student's and the EMA's")
+        (only,) = trees.values()
+        trees = dict.fromkeys(TREES.values(), only)
+    return trees
+
+
+def _placed(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree on the default device. Empties the one given, leaf by leaf, so that no two trees are
+    held at once."""
+    placed = {}
+    for name in list(tree):
+        value = tree.pop(name)
+        is_tree = isinstance(value, dict)
+        placed[name] = _placed(value) if is_tree else jnp.asarray(value).block_until_ready()
+    return placed
+
+
+def _moments(checkpoint: TorchCheckpoint, model: ImportedModel) -> AdamWState:
+    """The optimiser's state of a training checkpoint."""
+    if model.found.layout == "sit":
+        raise InputError(
+            "the optimiser of the original SiT counts time the other way, and its second moments "
+            "cannot be turned; use --optimizer=fresh"
+        )
+    if model.new_head:
+        raise InputError("a new projection head has no moments; use --optimizer=fresh")
+    if checkpoint.optimizer is None or "model" not in checkpoint.trees:
+        raise InputError("the file holds no optimiser with its model; use --optimizer=fresh")
+    names = list(clean_names(checkpoint.trees["model"]))
+    return adamw_from_torch(checkpoint.optimizer, names, model.found.config, model.found.head)
+
+
+def _optimizer_state(experiment: Experiment, params: Any, moments: AdamWState) -> Any:
+    """What `make_optimizer` of this run carries, with the moments in it."""
+    empty = jax.eval_shape(make_optimizer(experiment.optimizer).init, params)
+    count = jnp.asarray(moments.count, jnp.int32)
+    return optax.tree.set(empty, count=count, mu=_placed(moments.mu), nu=_placed(moments.nu))
+
+
+def _projectors(model: ImportedModel, keep: bool) -> dict[str, Any]:
+    """REPA's projectors as a tree to save beside the weights; nothing where there are none."""
+    found = {TREES[name]: tree for name, tree in model.projectors.items() if tree}
+    if not found:
+        if keep:
+            raise InputError("the file holds no projectors; leave --keep_projectors out")
+        return {}
+    count = len(next(iter(found.values())))
+    if not keep:
+        _log.info("%s tensors of projectors dropped; --keep_projectors keeps them", count)
+        return {}
+    _log.info("%s tensors of projectors kept", count)
+    (first, *_) = found.values()
+    found = {name: found.get(name, first) for name in TREES.values()}
+    return {PROJECTORS: jax.tree.map(lambda tensor: jnp.asarray(np.asarray(tensor)), found)}
+
+
+def _save(directory: epath.Path, step: int, trees: dict[str, Any], metadata: dict) -> None:
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+    _log.info("writing %.1f GB", size / 1e9)
+    shapes = jax.tree.map(lambda leaf: list(leaf.shape), trees.get(PROJECTORS, {}))
+    with CheckpointStore(directory) as store, saving_leanly(trees):
+        store.save(step, trees, metadata | {PROJECTORS: shapes})
+        store.wait()
+
+
+def _export(request: ConvertRequest) -> None:
+    """A workdir -> a file of PyTorch weights."""
+    out = writable_file(request.out, ENDINGS)
+    if out.suffix in TORCH_ENDINGS:
+        import_torch(out)
+    trained = workdirs.load_model(request.source, request.weights, request.step)
+    config = trained.model.config
+    tensors = to_torch(trained.params, config) | _saved_projectors(request, trained.step)
+    kind = {"sit": "SiT", "dit": "DiT"}[config.kind]
+    variant = name_variant(config.width, config.depth, config.num_heads, config.patch_size)
+    facts = {
+        "model": f"{kind}-{variant}" if variant else kind,
+        "num_heads": config.num_heads,
+        "steps": trained.step,
+    }
+    if path := getattr(trained.experiment.process, "path", None):
+        facts["path_type"] = path
+    with replacing(out) as scratch:
+        write_checkpoint(scratch, tensors, facts)
+    _log.info(
+        "%s weights of step %s, %s tensors: %s",
+        request.weights,
+        f"{trained.step:,}",
+        len(tensors),
+        out,
+    )
+    if not trained.experiment.head:
+        _log.warning(
+            "the model has no projection head (ap_head), which the SRA authors' scripts look for: "
+            "load it there with strict=False"
+        )
+
+
+def _saved_projectors(request: ConvertRequest, step: int) -> Mapping[str, np.ndarray]:
+    """The projectors kept at an import, by their names there."""
+    which = {"ema": "ema", "student": "params"}[request.weights]
+    with CheckpointStore(request.source) as store:
+        shapes = store.metadata(step).get(PROJECTORS)
+        if not shapes:
+            return {}
+        abstract = {
+            name: {key: jax.ShapeDtypeStruct(tuple(s), np.float32) for key, s in tree.items()}
+            for name, tree in shapes.items()
+        }
+        _, trees = store.restore({PROJECTORS: abstract}, step)
+    return {name: np.asarray(array) for name, array in trees[PROJECTORS][which].items()}

@@ -1,0 +1,51 @@
+"""k-nearest-neighbour accuracy: how well features sort classes with nothing fitted to them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NEIGHBOURS = 20
+QUERIES_AT_ONCE = 256
+
+
+@partial(jax.jit, static_argnames=("classes", "neighbours"))
+def knn_accuracy(
+    train: jax.Array,
+    train_labels: jax.Array,
+    test: jax.Array,
+    test_labels: jax.Array,
+    classes: int,
+    neighbours: int = NEIGHBOURS,
+) -> jax.Array:
+    """Share of images [P] whose nearest neighbours, most of them, are of the image's class.
+
+    Nearness is the cosine; every neighbour has one vote, and of classes with equal votes the first
+    wins. With fewer training images than `neighbours`, all of them vote.
+
+    Args:
+        train: features [P, N, D] of P sets, as `probe.standardise` makes them.
+        train_labels: [N].
+        test: features [P, M, D].
+        test_labels: [M].
+        classes: labels lie in [0, classes).
+        neighbours: how many vote.
+    """
+    neighbours = min(neighbours, len(train_labels))
+
+    def one_set(train, test):
+        train, test = _unit(train), _unit(test)
+
+        def vote(query):
+            _, nearest = jax.lax.top_k(train @ query, neighbours)
+            return jnp.bincount(train_labels[nearest], length=classes).argmax()
+
+        found = jax.lax.map(vote, test, batch_size=min(QUERIES_AT_ONCE, len(test)))
+        return jnp.mean(found == test_labels)
+
+    return jax.lax.map(lambda pair: one_set(*pair), (train, test))
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

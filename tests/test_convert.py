@@ -1,0 +1,491 @@
+"""PyTorch checkpoints of every layout become runs like any other, and runs become checkpoints."""
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from commands import REPOSITORY, Forks, assert_bit_identical, saved_arrays
+from golden import FEATURES, relative_error
+from published import (
+    ARGS,
+    as_original_sit,
+    tensors,
+    training_checkpoint,
+    with_projectors,
+    without_head,
+)
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from sra_jax import workdir as workdirs
+from sra_jax.converter import ConvertRequest, convert
+from sra_jax.data.latents import LatentSpec, write_latents
+from sra_jax.errors import InputError
+from sra_jax.models import DiffusionTransformer
+from sra_jax.models.layers import position_table
+from sra_jax.training.checkpoint import CheckpointStore
+from sra_jax.weights import from_torch
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with Forks() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def tell(caplog):
+    caplog.set_level(logging.INFO, logger="sra_jax")
+
+
+def run(source, out, **choices):
+    """Converts in this process."""
+    if not str(out).endswith((".pt", ".safetensors")):
+        choices = {"num_heads": 4} | choices
+    convert(ConvertRequest(str(source), str(out), **choices))
+    return out
+
+
+def loaded(workdir, weights="ema"):
+    trained = workdirs.load_model(str(workdir), weights)
+    return trained, jax.tree.map(np.asarray, trained.params)
+
+
+def assert_same_tree(tree, expected):
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    for array, other in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        assert array.dtype == np.float32 and array.tobytes() == np.asarray(other).tobytes()
+
+
+def assert_same_tensors(state, expected):
+    assert set(state) == set(expected)
+    for name, array in expected.items():
+        assert state[name].dtype == np.float32 and state[name].shape == array.shape, name
+        assert state[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
+
+
+def nudged(state):
+    """As training nudges it: the EMA drifts from its position table by rounding."""
+    drift = np.random.default_rng(7).uniform(-1e-4, 1e-4, state["pos_embed"].shape)
+    return state | {"pos_embed": (state["pos_embed"] + drift).astype(np.float32)}
+
+
+LAYOUTS = {
+    "SRA's SiT": ("sit", "sra", lambda s: s),
+    "SRA's DiT": ("dit", "sra", lambda s: s),
+    "REPA's SiT": ("sit", "repa", with_projectors),
+    "the original SiT": ("sit", "sit", lambda s: as_original_sit(s, 2, 4)),
+    "the original DiT": ("dit", "dit", without_head),
+}
+
+
+def save(path, form, student, ema, args):
+    """In one of the forms that checkpoints are published in."""
+    match form:
+        case "training":
+            torch.save(training_checkpoint(student, ema, args), path)
+        case "ema alone":
+            torch.save({"ema": tensors(ema)}, path)
+        case "bare":
+            torch.save(tensors(ema), path)
+        case "wrapped":
+            torch.save({f"module.{k}": v for k, v in tensors(ema).items()}, path)
+        case "safetensors":
+            path = path.with_suffix(".safetensors")
+            save_file(tensors(ema), path)
+    return path
+
+
+FORMS = [(name, "training") for name in LAYOUTS]
+FORMS += [("SRA's SiT", form) for form in ("ema alone", "bare", "wrapped", "safetensors")]
+FORMS += [("the original SiT", "safetensors"), ("the original DiT", "bare")]
+
+
+@pytest.mark.parametrize("name, form", FORMS)
+def test_every_layout_gives_the_golden_outputs(request, tmp_path, name, form):
+    kind, layout, remake = LAYOUTS[name]
+    golden = request.getfixturevalue(kind)
+    state = golden.state_dict("student")
+    path = save(
+        tmp_path / "x.pt", form, remake(golden.state_dict("teacher")), remake(state), ARGS[layout]
+    )
+    trained, params = loaded(run(path, tmp_path / "run"))
+    assert trained.model.config == golden.config
+    expected = from_torch(state if layout == "sra" else without_head(state), golden.config)
+    if layout == "sit":  # its time is turned twice on the way, each time rounded once
+        assert (
+            relative_error(*(p["time_embed"]["fc1"]["kernel"] for p in (params, expected))) < 1e-6
+        )
+        params["time_embed"]["fc1"] = expected["time_embed"]["fc1"]
+    assert_same_tree(params, expected)
+    output = trained.model.apply(
+        {"params": trained.params}, golden.images("fwd/x"), golden["fwd/t"], golden["fwd/y"]
+    )
+    expected = golden.images("fwd/velocity" if kind == "sit" else "fwd/output")
+    assert relative_error(output.prediction, expected) < FEATURES
+    _, student = loaded(tmp_path / "run", "student")
+    if form == "training":
+        assert (
+            relative_error(
+                student["final"]["linear"]["kernel"], params["final"]["linear"]["kernel"]
+            )
+            > 0.1
+        )
+    else:
+        assert_same_tree(student, jax.tree.map(np.asarray, trained.params))
+
+
+@pytest.mark.parametrize("kind", ["sit", "dit"])
+def test_a_position_table_that_has_drifted_is_kept(request, tmp_path, caplog, kind):
+    golden = request.getfixturevalue(kind)
+    student, ema = golden.state_dict("student"), nudged(golden.state_dict("teacher"))
+    torch.save(training_checkpoint(student, ema, {}), tmp_path / "x.pt")
+    trained, params = loaded(run(tmp_path / "x.pt", tmp_path / "run"))
+    assert_same_tree(params, from_torch(ema, golden.config))
+    assert "position table of ema as stored, within 1.0e-04 of its formula" in caplog.text
+    inputs = golden.images("fwd/x"), golden["fwd/t"], golden["fwd/y"]
+    model, direct = DiffusionTransformer(golden.config), from_torch(ema, golden.config)
+    ours = trained.model.apply({"params": trained.params}, *inputs).prediction
+    np.testing.assert_array_equal(ours, model.apply({"params": direct}, *inputs).prediction)
+    run(tmp_path / "run", tmp_path / "back.safetensors")
+    assert_same_tensors(load_file(tmp_path / "back.safetensors"), ema)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+def test_a_position_table_far_off_is_told(tmp_path, sit, caplog):
+    state = sit.state_dict("student")
+    state["pos_embed"] = state["pos_embed"] + np.float32(2e-3)
+    torch.save(tensors(state), tmp_path / "x.pt")
+    _, params = loaded(run(tmp_path / "x.pt", tmp_path / "run"))
+    np.testing.assert_array_equal(params["pos_embed"], state["pos_embed"][0])
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "2.0e-03 off its formula" in warning.getMessage()
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", ["sit", "dit"])
+def test_there_and_back(request, tmp_path, kind, ending):
+    """torch -> ours -> torch -> ours: every tensor, and every array, bit for bit."""
+    golden = request.getfixturevalue(kind)
+    states = {"student": golden.state_dict("student"), "ema": golden.state_dict("teacher")}
+    torch.save(training_checkpoint(*states.values(), {}), tmp_path / "x.pt")
+    run(tmp_path / "x.pt", tmp_path / "run")
+    for weights, state in states.items():
+        path = run(tmp_path / "run", tmp_path / f"{weights}{ending}", weights=weights)
+        if ending == ".pt":
+            back = torch.load(path, weights_only=True)["ema"]  # as the SRA authors' generate.py
+            back = {name: tensor.numpy() for name, tensor in back.items()}
+        else:
+            back = load_file(path)
+        assert_same_tensors(back, state)
+        again = run(path, tmp_path / f"again_{weights}", num_heads=None)  # the file tells the heads
+        assert_same_tree(loaded(again)[1], loaded(tmp_path / "run", weights)[1])
+
+
+def test_a_file_is_replaced_whole(tmp_path, sit, monkeypatch):
+    torch.save(tensors(sit.state_dict("student")), tmp_path / "x.pt")
+    run(tmp_path / "x.pt", tmp_path / "run")
+    out = tmp_path / "out.safetensors"
+    out.write_text("older")
+
+    def fail(scratch, *rest):
+        scratch.write_text("half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
+        patched.setattr("sra_jax.converter.write_checkpoint", fail)
+        run(tmp_path / "run", out)
+    assert out.read_text() == "older"
+    run(tmp_path / "run", out)
+    assert_same_tensors(load_file(out), sit.state_dict("student"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.safetensors", "run", "x.pt"]
+
+
+def test_projectors_are_kept_and_given_back(tmp_path, sit, caplog):
+    student, ema = (
+        with_projectors(sit.state_dict(n), i) for i, n in enumerate(("student", "teacher"))
+    )
+    torch.save(training_checkpoint(student, ema, ARGS["repa"]), tmp_path / "x.pt")
+    run(tmp_path / "x.pt", tmp_path / "dropped")
+    assert "6 tensors of projectors dropped" in caplog.text
+    run(tmp_path / "dropped", tmp_path / "dropped.safetensors")
+    expected = {k: v for k, v in ema.items() if not k.startswith("projectors")}
+    assert_same_tensors(load_file(tmp_path / "dropped.safetensors"), expected)
+    run(tmp_path / "x.pt", tmp_path / "kept", keep_projectors=True)
+    for weights, state in {"ema": ema, "student": student}.items():
+        run(tmp_path / "kept", tmp_path / "kept.safetensors", weights=weights)
+        assert_same_tensors(load_file(tmp_path / "kept.safetensors"), state)
+
+
+def test_half_precision_is_told_and_widened(tmp_path, sit, caplog):
+    state = {k: v.half() for k, v in tensors(sit.state_dict("student")).items()}
+    torch.save(state, tmp_path / "x.pt")
+    _, params = loaded(run(tmp_path / "x.pt", tmp_path / "run"))
+    assert f"{len(state)} of {len(state)} tensors are float16, and become float32" in caplog.text
+    assert_same_tree(
+        params, from_torch({k: v.float().numpy() for k, v in state.items()}, sit.config)
+    )
+
+
+def test_another_resolution_makes_a_new_position_table(tmp_path, sit, caplog):
+    torch.save(tensors(sit.state_dict("student")), tmp_path / "x.pt")
+    _, same = loaded(run(tmp_path / "x.pt", tmp_path / "same", resolution=64))
+    assert_same_tree(same, from_torch(sit.state_dict("student"), sit.config))
+    trained, params = loaded(run(tmp_path / "x.pt", tmp_path / "run", resolution=128))
+    assert trained.model.config.input_size == 16 and trained.data.resolution == 128
+    np.testing.assert_array_equal(params["pos_embed"], position_table(8, 32))
+    assert "position table made anew for 8x8 patches" in caplog.text
+    params["pos_embed"] = same["pos_embed"]
+    assert_same_tree(params, same)
+
+
+def test_what_does_not_fit_is_listed_and_dropped_only_when_asked(tmp_path, sit, caplog):
+    state = tensors(sit.state_dict("student"))
+    missing = state.pop("blocks.2.mlp.fc2.bias")
+    torch.save(state | {"logvar": missing, "extra.bias": missing}, tmp_path / "x.pt")
+    with pytest.raises(InputError) as error:
+        run(tmp_path / "x.pt", tmp_path / "run")
+    assert "left over: extra.bias, logvar; missing: blocks.2.mlp.fc2.bias" in str(error.value)
+    assert "--allow_mismatch" in str(error.value) and not (tmp_path / "run").exists()
+    _, params = loaded(run(tmp_path / "x.pt", tmp_path / "run", allow_mismatch=True))
+    assert "left over: extra.bias, logvar; missing: blocks.2.mlp.fc2.bias" in caplog.text
+    expected = from_torch(sit.state_dict("student"), sit.config)
+    np.testing.assert_array_equal(params["blocks"]["mlp"]["fc2"]["bias"][2], 0)
+    expected["blocks"]["mlp"]["fc2"]["bias"][2] = 0
+    assert_same_tree(params, expected)
+
+
+def data_of(golden, path, records=24, **changes):
+    """A data set of random latents that fits the golden models."""
+    fields = {
+        "codec": "sd_vae",
+        "scale": 0.18215,
+        "shift": 0.0,
+        "latent_shape": (8, 8, 4),
+        "resolution": 64,
+        "image_channels": 3,
+        "num_classes": 10,
+    }
+    moments = np.random.default_rng(0).uniform(0.1, 1, (records, 8, 8, 8)).astype(np.float16)
+    spec = LatentSpec(**(fields | changes))
+    write_latents(path, spec, [[(moments, np.arange(records) % 10)]])
+    return path
+
+
+def train_flags(workdir, data, *more):
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    model, sra = config["model"], config["sra"]
+    kind = {"interpolant": "sit", "ddpm": "dit"}[config["process"]["name"]]
+    return [
+        f"--config={REPOSITORY}/configs/{kind}_sra.py:S/2",
+        f"--workdir={workdir}",
+        *(f"--config.model.{k}={model[k]}" for k in ("width", "depth", "num_heads")),
+        *(f"--config.sra.{k}={sra[k]}" for k in ("weight", "student_block", "teacher_block")),
+        f"--config.data.path={data}",
+        "--config.data.latent_shape=(8,8,4)",
+        "--config.data.num_classes=10",
+        "--config.train.batch_size=8",
+        "--config.train.log_every=1",
+        *more,
+    ]
+
+
+def test_training_goes_on_from_converted_weights(forks, tmp_path, sit):
+    """With a fresh optimiser, and any config of the same model; then it is a run like any other."""
+    torch.save(
+        training_checkpoint(sit.state_dict("student"), sit.state_dict("teacher"), {}),
+        tmp_path / "x.pt",
+    )
+    workdir, data = run(tmp_path / "x.pt", tmp_path / "run"), data_of(sit, tmp_path / "data")
+    flags = train_flags(
+        workdir, data, "--config.train.steps=2", "--config.optimizer.learning_rate=1e-3"
+    )
+    result = forks.run("train", flags)
+    assert (result.code, result.err) == (0, ""), result
+    assert "holds no optimiser's state: starting with a fresh one" in result.out
+    assert "step 2/2" in result.out
+    with CheckpointStore(workdir) as store:
+        assert store.steps() == [0, 2]
+    refused = forks.run("train", [*flags, "--config.train.batch_size=4", "--config.train.steps=4"])
+    assert refused.code == 2 and "train.batch_size was 8, is 4" in refused.err
+
+
+def test_training_refuses_what_converted_weights_are_not(forks, tmp_path, sit):
+    torch.save(tensors(without_head(sit.state_dict("student"))), tmp_path / "x.pt")
+    workdir = run(tmp_path / "x.pt", tmp_path / "run")
+    before = (workdir / "config.json").read_bytes()
+    data = data_of(sit, tmp_path / "data")
+    other = data_of(sit, tmp_path / "other", scale=0.5)
+    for change, part in (
+        (["--config.model.width=64"], "config.model.width was 32, is 64"),
+        (["--config.sra.weight=0.2"], "no projection head; convert it with --new_head"),
+        ([f"--config.data.path={other}"], "data.scale was 0.18215, is 0.5"),
+        (["--config.process.path=cosine"], "process.path was linear, is cosine"),
+    ):
+        result = forks.run("train", train_flags(workdir, data, "--config.train.steps=1", *change))
+        assert result.code == 2 and part in result.err, result
+        assert len(result.err.splitlines()) == 1
+    assert (workdir / "config.json").read_bytes() == before
+    result = forks.run("train", train_flags(workdir, data, "--config.train.steps=1"))
+    assert (result.code, result.err) == (0, "")
+
+
+def test_a_model_without_a_head_can_be_given_one(forks, tmp_path, dit):
+    torch.save(tensors(without_head(dit.state_dict("student"))), tmp_path / "x.pt")
+    workdir = run(tmp_path / "x.pt", tmp_path / "run", new_head=True)
+    _, params = loaded(workdir)
+    kernel = params["head"]["fc1"]["kernel"]
+    limit = np.sqrt(6 / sum(kernel.shape))  # xavier's
+    assert 0.9 * limit < np.abs(kernel).max() <= limit
+    assert_same_tree(loaded(workdir, "student")[1], params)
+    result = forks.run(
+        "train", train_flags(workdir, data_of(dit, tmp_path / "data"), "--config.train.steps=1")
+    )
+    assert (result.code, result.err) == (0, "") and "alignment" in result.out
+
+
+def test_the_optimiser_is_carried_over(forks, tmp_path, sit):
+    state = sit.state_dict("student")
+    parameters = tensors(state)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=3e-4, eps=1e-7)
+    for name, tensor in parameters.items():
+        tensor.grad = None if name == "pos_embed" else 0.01 * torch.ones_like(tensor) + tensor
+    optimizer.step()
+    moments = optimizer.state_dict()
+    content = training_checkpoint(state, sit.state_dict("teacher"), {}, moments)
+    torch.save(content, tmp_path / "x.pt")
+    workdir = run(tmp_path / "x.pt", tmp_path / "run", optimizer="carried")
+    saved = workdirs.read(workdirs.open_directory(str(workdir))).config["optimizer"]
+    assert (saved["learning_rate"], saved["eps"]) == (3e-4, 1e-7)
+    arrays = saved_arrays(workdir, 1)
+    assert arrays["['step']"] == 1
+    for ours, theirs in {"mu": "exp_avg", "nu": "exp_avg_sq"}.items():
+        expected = {
+            name: moments["state"][i][theirs].numpy() if i else np.zeros_like(state[name])
+            for i, name in enumerate(state)  # the position table is the first parameter
+        }
+        leaves, _ = jax.tree_util.tree_flatten_with_path(from_torch(expected, sit.config))
+        start = f"['opt_state'][1][0]['{ours}']"
+        found = {k.removeprefix(start): a for k, a in arrays.items() if k.startswith(start)}
+        assert_bit_identical(found, {jax.tree_util.keystr(k): a for k, a in leaves})
+    flags = train_flags(workdir, data_of(sit, tmp_path / "data"), "--config.train.steps=2")
+    result = forks.run("train", flags)
+    assert (result.code, result.err) == (0, "")
+    assert "resuming from step 1" in result.out and "fresh" not in result.out
+
+
+def test_sample_takes_a_converted_run(forks, tmp_path, sit):
+    """Of pixels: an SD-VAE's weights are not here."""
+    state = sit.state_dict("student")
+    state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"][:, :3]
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        array = state[name].reshape(4, 4, *state[name].shape[1:])[:, :3]
+        state[name] = array.reshape(12, *array.shape[2:])
+    torch.save(tensors(state), tmp_path / "x.pt")
+    result = forks.run(
+        "convert", [f"--source={tmp_path}/x.pt", f"--out={tmp_path}/run", "--num_heads=4"]
+    )
+    assert (result.code, result.err) == (0, ""), result
+    assert "recognised SRA's SiT: depth 4, width 32, 4 heads" in result.out
+    flags = [
+        f"--workdir={tmp_path}/run",
+        f"--out={tmp_path}/o.npz",
+        "--num=2",
+        "--steps=2",
+        "--solver=euler",
+    ]
+    result = forks.run("sample", flags)
+    assert (result.code, result.err) == (0, ""), result
+    assert np.load(tmp_path / "o.npz")["arr_0"].shape == (2, 8, 8, 3)
+
+
+def test_the_guidance_is_the_release_s(tmp_path, sit):
+    state = as_original_sit(sit.state_dict("student"), 2, 4)
+    torch.save(tensors(state), tmp_path / "x.pt")
+    trained, _ = loaded(run(tmp_path / "x.pt", tmp_path / "run"))
+    assert trained.experiment.sampling.guidance_channels == 3
+    torch.save(
+        {"ema": tensors(state), "args": argparse.Namespace(path_type="GVP")}, tmp_path / "y.pt"
+    )
+    trained, _ = loaded(run(tmp_path / "y.pt", tmp_path / "other"))
+    assert trained.experiment.process.path == "cosine"
+    run(tmp_path / "other", tmp_path / "z.safetensors")  # which tells the path
+    trained, _ = loaded(run(tmp_path / "z.safetensors", tmp_path / "third"))
+    assert trained.experiment.process.path == "cosine"
+
+
+BAD = {
+    "no file": ({"source": "none.pt"}, "no file {tmp}/none.pt"),
+    "another ending": ({"source": "x.ckpt"}, "are both directories"),
+    "two files": ({"out": "y.pt"}, "are both files"),
+    "two directories": ({"source": "", "out": "y"}, "are both directories"),
+    "no run": ({"source": "none", "out": "y.pt", "num_heads": None}, "no workdir {tmp}/none"),
+    "out is there": ({"out": ""}, "{tmp}/ is there already"),
+    "heads": ({"num_heads": 0}, "num_heads is 0"),
+    "heads that do not divide": ({"num_heads": 5}, "by the 5 heads"),
+    "no heads": ({"num_heads": None}, "give --num_heads"),
+    "layout": ({"layout": "rpa"}, "did you mean 'repa'"),
+    "resolution": ({"resolution": 100}, "resolution is 100, expected a multiple of 16"),
+    "optimizer": ({"optimizer": "adam"}, "unknown optimizer 'adam'"),
+    "no optimizer": ({"optimizer": "carried"}, "holds no optimiser"),
+    "no projectors": ({"keep_projectors": True}, "holds no projectors"),
+    "head": ({"new_head": True}, "has a projection head"),
+    "step": ({"step": 3}, "--step is for when a workdir is exported"),
+    "weights": ({"weights": "student"}, "--weights is for when a workdir is exported"),
+    "for files": (
+        {"source": "none", "out": "y.pt", "num_heads": None, "new_head": True},
+        "--new_head is for when a file is converted",
+    ),
+}
+
+
+@pytest.mark.parametrize("changes, part", BAD.values(), ids=BAD)
+def test_refuses(tmp_path, sit, changes, part):
+    torch.save(tensors(sit.state_dict("student")), tmp_path / "x.pt")
+    fields = {"source": "x.pt", "out": "run", "num_heads": 4} | changes
+    paths = {name: f"{tmp_path}/{fields.pop(name)}" for name in ("source", "out")}
+    with pytest.raises(InputError) as error:
+        convert(ConvertRequest(**paths, **fields))
+    assert part.format(tmp=tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+class Trap:
+    """Unpickling it would run a command."""
+
+    def __reduce__(self):
+        return os.system, ("touch sprung",)
+
+
+def test_the_command_refuses_in_one_line(forks, tmp_path):
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pt")
+    torch.save({"ema": {}, "args": Trap()}, tmp_path / "code.pt")
+    save_file({"a": torch.zeros(999)}, tmp_path / "cut.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:999])
+    before = sorted(tmp_path.iterdir())
+    for flags, part in (
+        ([], "--source is missing"),
+        ([f"--source={tmp_path}/resnet.pt", f"--out={tmp_path}/run"], "nearest is the layout of"),
+        ([f"--source={tmp_path}/code.pt", f"--out={tmp_path}/run"], "holds code (posix.system)"),
+        ([f"--source={tmp_path}/cut.safetensors", f"--out={tmp_path}/run"], "damaged, cut short"),
+        ([f"--source={tmp_path}/resnet.pt", "--out=gs://b/run"], "expected a local path"),
+    ):
+        result = forks.run("convert", flags)
+        assert result.code == 2, result
+        (line,) = result.err.splitlines()
+        assert line.startswith("error: ") and part in line, line
+    assert sorted(tmp_path.iterdir()) == before and not Path("sprung").exists()
+
+
+def test_help_shows_examples(forks):
+    result = forks.run("convert", ["--help"])
+    assert result.code == 0 and "python -m sra_jax.convert --source=" in result.out
+    for flag in ("source", "out", "num_heads", "weights", "optimizer", "resolution"):
+        assert f"--{flag}: " in result.out or f"--[no]{flag}: " in result.out
