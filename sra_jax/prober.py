@@ -14,10 +14,9 @@ import numpy as np
 from etils import epath
 
 from sra_jax import workdir as workdirs
-from sra_jax.data.digits import ensure_digits
+from sra_jax.data.embedded import EMBEDDED, ensure_embedded
 from sra_jax.data.latents import LatentSource
 from sra_jax.data.loading import digest
-from sra_jax.data.sources import EMBEDDED_DIGITS
 from sra_jax.errors import InputError
 from sra_jax.evaluation.feature_cache import FeatureCache, Shape, disk_failures_told
 from sra_jax.evaluation.features import Lens, Selection, place_params
@@ -186,13 +185,13 @@ def _open_data(
     """The images to learn from, and those held out."""
 
     def open_set(path: str) -> LatentSource:
-        if path == EMBEDDED_DIGITS:
-            path = os.fspath(out / "digits")
-            ensure_digits(path)
+        if path in EMBEDDED:
+            name, path = path, os.fspath(out / path.partition(":")[2])
+            ensure_embedded(name, path)
         return open_fitting(path, saved.data)
 
     data = saved.config["data"]["path"] if request.data is None else request.data
-    if request.data is None and data != EMBEDDED_DIGITS and not Path(data).is_dir():
+    if request.data is None and data not in EMBEDDED and not Path(data).is_dir():
         raise InputError(
             f"the data of the run, {data or 'unknown'}, are not here; give --data=DIR, latents of "
             "the same kind"
