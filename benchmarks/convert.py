@@ -37,17 +37,16 @@ def main() -> None:
         # In a process of its own: what a parent once held counts as its children's peak.
         writer = multiprocessing.get_context("spawn").Process(target=write_random, args=(source,))
         writer.start(), writer.join()
-        print(f"{source.stat().st_size / 1e9:.2f} GB; load {os.getloadavg()[0]:.1f}", end="")
-        print(
-            f" on {os.cpu_count()} cores\n\n| | seconds | peak resident memory, GB |\n|---|---|---|"
-        )
+        load, cores = os.getloadavg()[0], os.cpu_count()
+        print(f"{source.stat().st_size / 1e9:.2f} GB; load {load:.1f} on {cores} cores\n")
+        print("| | seconds | of a processor | peak resident GB |\n|---|---|---|---|")
         exported = root / f"exported{options.ending}"
         for what, start, end in (
             ("file to workdir", source, root / "run"),
             ("workdir to file", root / "run", exported),
         ):
-            seconds, peak = convert(start, end)
-            print(f"| {what} | {seconds:.1f} | {peak:.2f} |", flush=True)
+            seconds, busy, peak = convert(start, end)
+            print(f"| {what} | {seconds:.1f} | {busy:.1f} | {peak:.2f} |", flush=True)
 
 
 def write_random(path: Path) -> None:
@@ -80,15 +79,16 @@ def write_random(path: Path) -> None:
     torch.save(trees | {"args": argparse.Namespace(model="SiT-XL/2"), "steps": 400_000}, path)
 
 
-def convert(source: Path, out: Path) -> tuple[float, float]:
-    """Runs the command; its seconds, and the most memory that was resident, in GB."""
+def convert(source: Path, out: Path) -> tuple[float, float, float]:
+    """Runs the command; its seconds, those of a processor, and its peak of resident GB."""
     command = [sys.executable, "-m", "sra_jax.convert", f"--source={source}", f"--out={out}"]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed")
-    return time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e9
+    seconds = time.perf_counter() - began
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
 if __name__ == "__main__":
