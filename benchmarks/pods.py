@@ -71,6 +71,7 @@ ANCHORS = (
     Anchor("v5e", 256, Layout(1, 16, "full"), 1.50, 27.5, 6.62),
     Anchor("v5e", 256, Layout(16, 1, "full"), 13.03, 57.7, 2.56),
     Anchor("v5e", 256, Layout(256, 1, "full"), 12.66, 42.8, 2.72),
+    Anchor("v5p", 256, Layout(16, 1, "dots"), 15.32, 93.55, 2.56),
     Anchor("v5p", 256, Layout(16, 1, "none"), 17.30, 104.5, 2.56),
     Anchor("v6e", 256, Layout(4, 4, "full"), 4.12, 50.4, 5.01),
     Anchor("v4", 512, Layout(16, 1, "full"), 15.58, 562.4, 2.56),
@@ -106,8 +107,7 @@ def main() -> None:
     header = ("family", "pixels", "layout", "GiB", "model", "GB sent", "model", "GB an image")
     print_table(header, anchor_lines())
     for resolution in (256, 512):
-        print(f"{MODEL} at {resolution} pixels, the best layout by the estimate, batch 256 or one")
-        print("image a chip:\n")
+        print(f"{MODEL} at {resolution} pixels, batch 256 or an image a chip, best layout:\n")
         header = ("slice", "chips", "layout", "GiB", "of", "GB sent", "roofline ms (bound by)")
         header += ("images/s", "by data parallelism", "compute-bound from batch")
         print_table(header, slice_lines(resolution))

@@ -53,9 +53,9 @@ class TransformerConfig:
 
     `input_size` is the side of the square latent in pixels, `num_classes` leaves out the null
     class. `dtype` is the dtype of computation (parameters are float32). `remat` says which matrix
-    products the backward pass computes again: "none", attention's ("dots"), or each block's
-    ("full").
-    `scan_unroll` is how many blocks one turn of the scan holds.
+    products the backward pass computes again: "none", attention's ("dots": a little more work and
+    less memory), or each block's ("full"). `scan_unroll` is how many blocks one turn of the scan
+    holds.
 
     Raises:
       InputError: a field has no valid value; names it.
