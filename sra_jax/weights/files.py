@@ -9,13 +9,13 @@ import argparse
 import ctypes
 import mmap
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,7 @@ def _load_torch(path: Path, mapped: bool) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what then fails
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         reasons = (r"GLOBAL (\S+)", r"WeightsUnpickler error:\s+(.+)")
         found = next(filter(None, (re.search(reason, str(error)) for reason in reasons)), None)
         what = "code" if found is None else f"code ({found[1]})"
