@@ -268,6 +268,7 @@ class CheckpointStore:
 
     def _open(self) -> ocp.training.Checkpointer:
         if self._checkpointer is None:
+            _drop_echoes()
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory, preservation_policy=self._keep, cleanup_tmp_directories=True
             )
@@ -413,6 +414,18 @@ def _muted() -> Iterator[None]:
             yield
     finally:
         tasks.disabled, sys.unraisablehook = False, hook
+
+
+def _drop_echoes() -> None:
+    """A save that fails closes its event loop; what TensorStore's threads still want to tell that
+    loop is not worth a traceback."""
+
+    def is_echo(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    told, ignored = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, error, trace: is_echo(error) or told(kind, error, trace)
+    sys.unraisablehook = lambda what: is_echo(what.exc_value) or ignored(what)
 
 
 def _reason(error: BaseException) -> str:
