@@ -13,8 +13,6 @@ import contextlib
 import gc
 import json
 import logging
-import sys
-import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -28,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from sra_jax.errors import InputError, RunError
 from sra_jax.training.directory import HeldDirectory
 from sra_jax.training.fingerprint import fingerprint, layout
+from sra_jax.training.orbax_quirks import drop_echoes, muted, reading_alone, reason
 
 FORMAT_VERSION = 1
 
@@ -263,12 +262,12 @@ class CheckpointStore:
                 f"({_shorten(differences)}), use the config it was trained with"
             )
         placed = jax.tree.map(_placed, dict(abstract))
-        with _reading_alone():
+        with reading_alone():
             return saved, _or_damaged(lambda: ocp.load_checkpointables(self._path(step), placed))
 
     def _open(self) -> ocp.training.Checkpointer:
         if self._checkpointer is None:
-            _drop_echoes()
+            drop_echoes()
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory, preservation_policy=self._keep, cleanup_tmp_directories=True
             )
@@ -286,23 +285,9 @@ class CheckpointStore:
             good = [other for other in self.steps() if other not in self._damaged]
             last = f"the last good step is {good[-1]}" if good else "no step is saved yet"
             raise RunError(
-                f"saving step {step} to {self.directory} failed ({_reason(error)}), {last}: make "
+                f"saving step {step} to {self.directory} failed ({reason(error)}), {last}: make "
                 "room or mend the disk, and run the same command again"
             ) from error
-
-
-@contextlib.contextmanager
-def saving_leanly(trees: Mapping[str, PyTree]) -> Iterator[None]:
-    """Within it, `trees` are saved with no more memory than their largest leaf beside them, and
-    not compressed, which float32 weights hardly are. Wait for the save before leaving."""
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(dict(trees)))
-    with ocp.Context(  # its limit must lie above the largest leaf
-        memory_options=ocp.options.MemoryOptions(write_concurrent_bytes=largest + 2**20),
-        array_options=ocp.options.ArrayOptions(
-            saving=ocp.options.ArrayOptions.Saving(use_compression=False)
-        ),
-    ):
-        yield
 
 
 class _Keep:
@@ -348,15 +333,6 @@ def _everywhere() -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def _reading_alone() -> contextlib.AbstractContextManager:
-    """Within it, Orbax does not wait for the other processes, of which one may have failed."""
-    process = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=process, active_processes={process}, barrier_sync_key_prefix=str(process)
-    )
-    return ocp.Context(multiprocessing_options=alone)
-
-
 def _together(read: Callable[[], T]) -> T:
     """`read()`, but where it finds damage in one process, all of them raise _DamagedError."""
     result = damage = None
@@ -394,51 +370,10 @@ def _shorten(texts: Sequence[str]) -> str:
 
 def _or_damaged(read: Callable[[], T]) -> T:
     """`read()`, with whatever it raises as damage: Orbax has no one type for what a file lacks."""
-    with _muted():
+    with muted():
         try:
             return read()
         except Exception as error:
-            reason = _reason(error)
+            found = reason(error)
         gc.collect()
-    raise _DamagedError(reason)
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Within it, the tasks that Orbax left behind die without telling the same error once more."""
-    tasks, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    tasks.disabled, sys.unraisablehook = True, lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            yield
-    finally:
-        tasks.disabled, sys.unraisablehook = False, hook
-
-
-def _drop_echoes() -> None:
-    """A save that fails closes its event loop; what TensorStore's threads still want to tell that
-    loop is not worth a traceback."""
-
-    def is_echo(error: BaseException | None) -> bool:
-        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-
-    told, ignored = sys.excepthook, sys.unraisablehook
-    sys.excepthook = lambda kind, error, trace: is_echo(error) or told(kind, error, trace)
-    sys.unraisablehook = lambda what: is_echo(what.exc_value) or ignored(what)
-
-
-def _reason(error: BaseException) -> str:
-    """The root of the error, on one line: what Orbax wraps around it misleads."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _is_not_chatter(record: logging.LogRecord) -> bool:
-    """Hides what Orbax logs, a hundred lines a save, unless debugging with --verbosity=1."""
-    shown = logging.getLogger("absl").isEnabledFor(logging.DEBUG)
-    return shown or "/orbax/checkpoint/" not in record.pathname
-
-
-logging.getLogger("absl").addFilter(_is_not_chatter)
+    raise _DamagedError(found)
