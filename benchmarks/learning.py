@@ -42,12 +42,12 @@ from sra_jax.evaluation.statistics import fit_gaussian, frechet_distance
 from sra_jax.experiment import Experiment
 from sra_jax.parallel import make_mesh
 from sra_jax.program import TrainProgram, make_program
+from sra_jax.progress import format_seconds
 from sra_jax.randomness import stream_key
 from sra_jax.sampling.generate import make_sampler, sample_chunks
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.solvers import make_steps
 from sra_jax.sra import WeightSchedule
-from sra_jax.training.reporting import format_seconds
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TIMED_STEPS = 80

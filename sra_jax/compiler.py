@@ -30,10 +30,10 @@ from sra_jax.parallel import (
     tree_shardings,
 )
 from sra_jax.program import make_program
+from sra_jax.progress import format_seconds
 from sra_jax.sampling.generate import make_sampler
 from sra_jax.sampling.solvers import heun_step
 from sra_jax.training.flops import forward_flops
-from sra_jax.training.reporting import format_seconds
 
 # Compiles in a fifth of the time. Memory comes out within a tenth, up or down; speed does not.
 QUICK = {"exec_time_optimization_effort": -1.0}

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,11 +25,10 @@ from sra_jax.data.shards import ShardedSet, record_bytes
 from sra_jax.data.sources import Source, open_source
 from sra_jax.data.spec import LatentSpec, describe
 from sra_jax.errors import INTERRUPTED, PREEMPTED, InputError
-from sra_jax.training.reporting import format_seconds
+from sra_jax.progress import Progress
 
 DEFAULT_RESOLUTION = 256
 MAX_RESOLUTION = 8192
-PROGRESS_SECONDS = 5.0
 
 # What one device encodes at a time: as many pixels as fit into 16 GB, on a CPU as do not take
 # minutes, and in no more images than pays.
@@ -229,12 +227,12 @@ class EncodingJob:
 
     def write(self, shards: list[int]) -> None:
         """Writes `shards`, telling how far it is. Raises InputError and RunError."""
-        progress = _Progress(sum(len(self.items(shard)) for shard in shards))
+        progress = Progress("encoding", sum(len(self.items(shard)) for shard in shards), "images")
         for shard in shards:
             self.shards.check_others()
             items, skipped = self.items(shard), []
             batches = self.producer.batches(items, skipped)
-            counted = progress.counting(batches, self.producer.records_per_item)
+            counted = _counted(batches, self.producer.records_per_item, progress)
             self.shards.write(shard, counted, skipped)
             for name in skipped:
                 _log.warning("skipped  %s", name)
@@ -296,26 +294,13 @@ def _check_resolution(resolution: int | None, codec: Codec) -> int:
     return resolution
 
 
-class _Progress:
-    """Tells every few seconds how many of `total` items are done, how fast, and what is left."""
-
-    def __init__(self, total: int):
-        self._total, self._done = total, 0.0
-        self._began = self._told = time.perf_counter()
-
-    def counting(self, batches: Iterator[Batch], records_per_item: int) -> Iterator[Batch]:
-        """The same batches."""
-        for batch in batches:
-            yield batch
-            self._done += len(batch[1]) / records_per_item
-            now = time.perf_counter()
-            if now - self._told > PROGRESS_SECONDS:
-                self._told = now
-                self._tell(self._done / (now - self._began))
-
-    def _tell(self, rate: float) -> None:
-        left = format_seconds((self._total - self._done) / rate)
-        _log.info("%s", f"{self._done:,.0f}/{self._total:,}  {rate:,.1f} images/s  {left} left")
+def _counted(
+    batches: Iterator[Batch], records_per_item: int, progress: Progress
+) -> Iterator[Batch]:
+    """The same batches."""
+    for batch in batches:
+        yield batch
+        progress.add(len(batch[1]) / records_per_item)
 
 
 class _StoppedError(BaseException):

@@ -17,9 +17,9 @@ from sra_jax.evaluator import EvaluateRequest, open_judge, setting_of
 from sra_jax.experiment import Experiment
 from sra_jax.models import DiffusionTransformer
 from sra_jax.parallel import local_copies
+from sra_jax.progress import format_seconds
 from sra_jax.sampler import make_drawing, open_codec
 from sra_jax.sampling.grid import image_grid, save_grid
-from sra_jax.training.reporting import format_seconds
 from sra_jax.training.state import TrainState
 
 GRID_IMAGES = 40

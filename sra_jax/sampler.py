@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,13 @@ from sra_jax.errors import InputError
 from sra_jax.experiment import Experiment
 from sra_jax.models import DiffusionTransformer
 from sra_jax.outputs import writable_directory, writable_file
+from sra_jax.progress import Progress
 from sra_jax.sampling.draw import CHUNK, Drawing
 from sra_jax.sampling.generate import choose_labels, make_sampler
 from sra_jax.sampling.grid import MAX_IMAGES, save_grid
 from sra_jax.sampling.parts import PartStore, share
-from sra_jax.training.reporting import format_seconds
 
 MAX_IMAGES_DRAWN = 10**8
-PROGRESS_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -127,17 +125,11 @@ def _draw(drawing: Drawing, params: Any, parts: PartStore) -> None:
     # Shared out first: what is missing changes while the others draw.
     mine = share(range(count), jax.process_index(), jax.process_count())
     mine = [number for number in mine if number in missing]
-    began = told = time.perf_counter()
+    progress = Progress("samples", len(mine) * drawing.chunk, "images")
     drawn = drawing.images(params, mine, jax.local_devices())
-    for done, (number, images) in enumerate(drawn, start=1):
+    for number, images in drawn:
         parts.save(number, images)
-        now = time.perf_counter()
-        if now - told > PROGRESS_SECONDS:
-            seconds = (now - began) / done
-            rate = drawing.chunk / seconds * jax.process_count()
-            left = format_seconds((len(mine) - done) * seconds)
-            _log.info("%s/%s chunks  %.1f images/s  %s left", done, len(mine), rate, left)
-            told = now
+        progress.add(drawing.chunk)
 
 
 def _identity(request: SampleRequest, experiment: Experiment, step: int) -> dict:

@@ -29,10 +29,11 @@ from sra_jax.parallel import (
     sharding_table,
 )
 from sra_jax.program import TrainProgram, make_program
+from sra_jax.progress import format_seconds
 from sra_jax.provenance import data_fingerprint
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.loop import run_steps
-from sra_jax.training.reporting import Reporter, Workload, format_seconds
+from sra_jax.training.reporting import Reporter, Workload
 from sra_jax.training.signals import StopSignals
 from sra_jax.training.state import TrainState
 

@@ -5,7 +5,6 @@ compares models on one data set, and with nothing that was published.
 """
 
 import logging
-import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,14 +16,13 @@ import optax
 
 from sra_jax.errors import InputError
 from sra_jax.evaluation.inception import SPATIAL_CHANNELS, Features
-from sra_jax.training.reporting import format_seconds
+from sra_jax.progress import Progress
 
 WIDTH = 64
 STEPS = 1000
 BATCH = 64
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
-PROGRESS_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -91,13 +89,10 @@ def train_classifier(
     opt_state = optimizer.init(params)
     step = jax.jit(partial(_step, network, optimizer), donate_argnums=(0, 1))
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-    began = told = time.perf_counter()
+    progress = Progress("classifier", steps, "steps")
     for done in range(steps):  # not a scan: XLA's convolutions are ten times slower in a CPU loop
         params, opt_state = step(params, opt_state, jax.random.key(done), images, labels)
-        if (now := time.perf_counter()) - told > PROGRESS_SECONDS:
-            left = format_seconds((now - began) / (done + 1) * (steps - done - 1))
-            _log.info("classifier: step %s/%s  %s left", done + 1, steps, left)
-            told = now
+        progress.add(1)
     return Classifier(network, params)
 
 

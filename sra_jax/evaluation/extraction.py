@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,10 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sra_jax.evaluation.images import CHUNK, ImageSet, batches
 from sra_jax.evaluation.inception import Features
-from sra_jax.training.reporting import format_seconds
+from sra_jax.progress import Progress
 
 PER_DEVICE = 64
-PROGRESS_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,15 +44,15 @@ def extract(
     split, copied = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     params = jax.device_put(network.params, copied)
     batch_size = len(devices) * min(PER_DEVICE, math.ceil((last - first) / len(devices)))
-    progress, running = _Progress(images.name, last - first), deque()
+    progress, running = Progress(images.name, last - first, "images"), deque()
     for batch in batches(images.chunks(first, last), batch_size):
         filled = np.resize(batch, (batch_size, *batch.shape[1:]))  # the last by repetition
         features = _apply(network.module, params, jax.device_put(filled, split))
         running.append((features, len(batch)))
         if len(running) > 1:
-            yield progress.passed(_fetch(*running.popleft()))
+            yield _fetch(*running.popleft(), progress)
     for features, count in running:
-        yield progress.passed(_fetch(features, count))
+        yield _fetch(features, count, progress)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -70,29 +68,7 @@ def _part(count: int) -> tuple[int, int]:
     return bounds[jax.process_index()], bounds[jax.process_index() + 1]
 
 
-def _fetch(features: Features, count: int) -> Features:
-    return Features(*(np.asarray(array)[:count] for array in features))
-
-
-class _Progress:
-    """Says now and then how far it is."""
-
-    def __init__(self, name: str, count: int):
-        self._name, self._count, self._done = name, count, 0
-        self._began = self._told = time.perf_counter()
-
-    def passed(self, features: Features) -> Features:
-        self._done += len(features.pool)
-        now = time.perf_counter()
-        if now - self._told > PROGRESS_SECONDS:
-            rate = self._done / (now - self._began)
-            _log.info(
-                "%s: %s/%s images  %.1f images/s  %s left",
-                self._name,
-                f"{self._done:,}",
-                f"{self._count:,}",
-                rate,
-                format_seconds((self._count - self._done) / rate),
-            )
-            self._told = now
-        return features
+def _fetch(features: Features, count: int, progress: Progress) -> Features:
+    fetched = Features(*(np.asarray(array)[:count] for array in features))
+    progress.add(count)
+    return fetched

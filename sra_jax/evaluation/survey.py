@@ -13,8 +13,8 @@ from sra_jax.evaluation.feature_cache import FeatureCache
 from sra_jax.evaluation.features import Lens, Selection, extract
 from sra_jax.evaluation.neighbours import knn_accuracy
 from sra_jax.evaluation.probe import Protocol, accuracy, spread, standardise
-from sra_jax.evaluation.progress import Progress
 from sra_jax.evaluation.spectra import effective_rank
+from sra_jax.progress import Progress
 
 DEVICE_BYTES = 2**31  # of features that one device holds at a time
 RANK_IMAGES = 4096  # are enough to see into how many directions features spread
@@ -59,16 +59,14 @@ def fill(
     work = [(half, time, half.cache.missing(blocks, time)) for half in halves for time in times]
     work = [(half, time, lacking) for half, time, lacking in work if lacking]
     total = sum(len(half.images.numbers) for half, _, _ in work)
-    progress, done = Progress("features", total, "images"), 0
+    progress = Progress("features", total, "images")
 
     def counted(batches):
-        nonlocal done
         for pooled in batches:
             if not np.isfinite(pooled.norms).all():
                 raise RunError("the model's features are not finite; take another checkpoint")
             yield pooled
-            done += pooled.norms.shape[1]
-            progress.reached(done)
+            progress.add(pooled.norms.shape[1])
 
     for half, time, lacking in work:
         batches = extract(lens, params, half.images, lacking, time, mesh)

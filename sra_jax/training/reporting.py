@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sra_jax.progress import format_seconds
 from sra_jax.training.step import Metrics
 
 # Steps that may be under way on the devices: enough that they never wait for the host, few enough
@@ -134,18 +135,6 @@ class Reporter:
             peak = work.peak_flops * work.devices
             speeds["mfu"] = images * work.flops_per_image / peak
         return speeds
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration as people write it: "45s", "3m05s", "2h07m", "3d04h"."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d{hour:02}h"
-    if hours:
-        return f"{hours}h{minute:02}m"
-    return f"{minutes}m{second:02}s" if minutes else f"{second}s"
 
 
 def _say(speeds: dict[str, float]) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sra_jax.progress import format_seconds
 from sra_jax.training import reporting
-from sra_jax.training.reporting import NonFiniteError, Reporter, Workload, format_seconds
+from sra_jax.training.reporting import NonFiniteError, Reporter, Workload
 from sra_jax.training.tensorboard import make_writer
 
 BATCH, DEVICES, FLOPS = 8, 4, 5e9

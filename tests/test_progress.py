@@ -2,7 +2,7 @@
 
 import logging
 
-from sra_jax.evaluation import progress
+from sra_jax import progress
 
 
 def test_rate_and_forecast_leave_out_the_start(caplog, monkeypatch):
