@@ -77,6 +77,7 @@ ANCHORS = (
     Anchor("v4", 512, Layout(16, 1, "full"), 15.58, 562.4, 2.56),
     Anchor("v5e", 512, Layout(1, 16, "full"), 3.94, 443.9, 6.62),
     Anchor("v5p", 512, Layout(16, 1, "full"), 15.59, 482.5, 2.56),
+    Anchor("v6e", 512, Layout(4, 4, "full"), 6.48, 453.7, 5.01),
 )
 
 
