@@ -9,8 +9,8 @@ digits are not: benchmarks/learning.py does.
 
 Hardware: two CPU cores, 2 GB of memory; the set takes 250 MB of the workdir. Duration: a step takes
 about 0.15 s of one core. Learning rate and EMA are for runs this short, as in configs/digits.py;
-the method is the paper's. Patches of 8 would be four times cheaper, and do not learn: their 192
-values of noise, which the prediction must hold, do not pass through so narrow a trunk.
+the method is the paper's. Patches of 8 would be four times cheaper, but the prediction holds all
+noise of a patch, and 192 values do not pass through a trunk of 64.
 """
 
 from ml_collections import ConfigDict
