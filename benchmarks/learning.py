@@ -5,7 +5,7 @@
 
 Trains every variant of the method from every seed, small models on small sets, and measures them on
 the way: Fréchet distance to real images in the features of a classifier trained on the set, and the
-share of samples that it finds to be of the class asked for (1000 samples of the EMA, unguided, by
+share of samples that it finds to be of the class asked for (500 or 1000 of the EMA, unguided, by
 Heun's method); at the end linear probes by block. A run's results are a file in --out; run again
 after an interruption, the script makes only the runs that are missing, then prints the tables and
 draws the curves of all there are (--report: only that).
@@ -88,7 +88,13 @@ class Setting:
 SETTINGS = {
     "digits": Setting("digits", steps=1000, every=250),
     "shapes": Setting(
-        "shapes", steps=1500, every=500, fitted=4000, tested=1000, classifier_steps=3000
+        "shapes",
+        steps=2000,
+        every=500,
+        samples=500,
+        fitted=4000,
+        tested=1000,
+        classifier_steps=3000,
     ),
 }
 
