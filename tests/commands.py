@@ -44,6 +44,7 @@ def digits(workdir, config=DIGITS, **overrides) -> list[str]:
         "sra__teacher_block": 2,
         "train__batch_size": 8,
         "sampling__steps": 4,
+        "evaluation__grid_every": 0,
     } | overrides
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
     return [config, f"--workdir={workdir}", *flags]

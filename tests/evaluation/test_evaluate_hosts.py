@@ -11,7 +11,7 @@ NUM = 150  # three chunks, of which the second process takes two
 
 def test_two_processes_find_what_one_finds(tmp_path):
     workdir = tmp_path / "run"
-    steps = {"train__steps": 2, "train__checkpoint_every": 2, "evaluation__grid_every": 0}
+    steps = {"train__steps": 2, "train__checkpoint_every": 2}
     assert run("train", digits(workdir, **steps), **devices(1)).code == 0
     flags = [f"--workdir={workdir}", f"--num={NUM}", "--reference=embedded:digits"]
     flags += ["--features=probe"]
