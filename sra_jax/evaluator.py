@@ -28,6 +28,7 @@ from sra_jax.outputs import writable_file
 from sra_jax.sampler import make_drawing, open_codec
 
 DEFAULT_NUM = 50_000
+MAX_PIXELS = 1024  # numbers an image; beyond it neither classifier nor covariance is fitted well
 FEATURES = ("inception", "probe", "pixels")
 
 _log = logging.getLogger(__name__)
@@ -177,6 +178,11 @@ def _measure_pixels(request: EvaluateRequest) -> None:
         raise InputError(
             f"{request.samples} holds images of shape {images.shape[1:]}, {request.reference} of "
             f"{real_images.shape[1:]}; choose a reference of the same resolution"
+        )
+    if real_images[0].size > MAX_PIXELS:
+        raise InputError(
+            f"{request.reference} holds images of {real_images[0].size:,} numbers, expected at "
+            f"most {MAX_PIXELS:,} to compare by pixels; add --features=probe or --inception=FILE"
         )
     _expect_classes(request, labels, real_labels)
     if len(real_images) < 4 or np.all(real_images == real_images[0]):

@@ -20,6 +20,7 @@ from sra_jax.progress import Progress
 
 WIDTH = 64
 STEPS = 1000
+EPOCHS = 10
 BATCH = 64
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
@@ -66,11 +67,12 @@ class Classifier(NamedTuple):
 
 
 def train_classifier(
-    images: np.ndarray, labels: np.ndarray, num_classes: int, steps: int = STEPS
+    images: np.ndarray, labels: np.ndarray, num_classes: int, steps: int | None = None
 ) -> Classifier:
     """A `ConvNet` that has learnt `labels` int [N] of `images` uint8 [N, H, W, C].
 
-    AdamW, `steps` of 64 images, learning rate 2e-3 on a cosine; the same on the same machine.
+    AdamW, learning rate 2e-3 on a cosine; `steps` of 64 images, 1000 or ten epochs if not given,
+    whichever is more. The same on the same machine.
 
     Raises:
       InputError: the images are smaller than 4x4 or not square.
@@ -81,6 +83,7 @@ def train_classifier(
             f"cannot train a classifier on images of {height}x{width}, expected squares of 4 or "
             "more; compare by --inception=FILE"
         )
+    steps = steps or max(STEPS, EPOCHS * len(images) // BATCH)
     network = ConvNet(num_classes)
     params = network.init(jax.random.key(0), images[:1])["params"]
     optimizer = optax.adamw(

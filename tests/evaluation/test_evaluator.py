@@ -219,6 +219,8 @@ def test_what_pixels_cannot_measure_is_refused(tmp_path):
         return path
 
     good = write("good")
+    big = write("big", rng.integers(0, 256, (20, 33, 33, 1), np.uint8))
+    large = {"samples": big, "reference": big}
     with open(tmp_path / "array.npz", "wb") as file:
         np.save(file, images)
     for request, message in (
@@ -230,6 +232,7 @@ def test_what_pixels_cannot_measure_is_refused(tmp_path):
         ({"samples": write("words", labels=labels.astype(str))}, "labels <U21, expected integers"),
         ({"samples": write("more", labels=labels + 1)}, "more.npz holds label 2, which .*good.npz"),
         ({"num": 5}, "--num=5 needs --workdir"),
+        (large, "images of 1,089 numbers, expected at most 1,024 .* add --features=probe"),
         ({"vae": "x"}, "--vae=x needs --workdir"),
         ({"reference": ""}, "--reference is empty"),
         ({"save_reference": ""}, "--save_reference= is of Inception"),
