@@ -86,4 +86,6 @@ def _make_writer(workdir: epath.Path):
         return None
     from sra_jax.training.tensorboard import make_writer  # TensorBoard takes a second to import
 
-    return make_writer(str(workdir / "tensorboard" / "watch"))
+    directory = workdir / "tensorboard" / "watch"
+    directory.mkdir(parents=True, exist_ok=True)
+    return make_writer(str(directory))

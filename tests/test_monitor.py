@@ -125,6 +125,9 @@ def test_a_watcher_measures_the_last_checkpoint_and_ends(caplog, copy):
     assert [record["step"] for record in records] == [4, 2]  # the newest first
     assert all(record["probe_inception_score"] >= 1 for record in records)
     assert "finished" in caplog.messages[-1] and "the best is step" in caplog.text
+    events = EventAccumulator(str(copy / "tensorboard" / "watch"))
+    events.Reload()
+    assert [event.step for event in events.Tensors("probe_fid")] == [4, 2]
     (copy / history.FILE).unlink()
     shutil.rmtree(copy / "checkpoints" / "4" / "ema")
     watch(request)
