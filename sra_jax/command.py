@@ -21,6 +21,7 @@ from sra_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, InputError
 
 _DISK_ADVICE = "make room or mend the disk; the same command goes on from what is saved"
 _speaker = ""  # who is speaking, where there are several
+flags.disclaim_key_flags()  # what is defined here is for the command that asks for it
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
 
 
@@ -81,7 +82,11 @@ def _parse(required: Sequence[str]) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(PREEMPTED)
+    """Ends at once. JAX is not to be torn down while its threads compute: it crashes, and in the
+    callbacks where Python may be now an exception goes unheard."""
+    end = "error: stopped by SIGTERM; the same command goes on from what is saved\n"
+    os.write(2, f"{_speaker}{end}".encode())  # print may be what was interrupted
+    os._exit(PREEMPTED)
 
 
 def _explain(error: BaseException) -> str:
@@ -109,12 +114,13 @@ def define_process_flags() -> None:
     )
     flags.DEFINE_integer("num_processes", None, "How many processes, likewise.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, likewise.")
-    for name in ("coordinator", "num_processes", "process_id"):
-        flags.declare_key_flag(name)
 
 
-def join_processes() -> None:
-    """Joins the processes that run this command together. Raises InputError if they do not meet."""
+def join_processes(*, stop_together: bool = False) -> None:
+    """Joins the processes that run this command together. Raises InputError if they do not meet.
+
+    With `stop_together` a SIGTERM to one of several is told to all, for `StopSignals` to heed.
+    """
     import jax  # here: sra_jax.compile has to prepare the environment before this
 
     from sra_jax.parallel import CONNECT_SECONDS, start_processes
@@ -124,6 +130,7 @@ def join_processes() -> None:
         f"error: the processes did not meet within {CONNECT_SECONDS} s; start all of them, and "
         "check --coordinator, --num_processes and --process_id"
     )
+    jax.config.update("jax_enable_preemption_service", stop_together)  # it takes SIGTERM away
     start_processes(values.coordinator, values.num_processes, values.process_id)
     _name_process(jax.process_index(), jax.process_count())
 

@@ -25,7 +25,7 @@ def main() -> int:
     """Trains as the flags say."""
     from sra_jax.trainer import train  # takes seconds: once signals are heeded
 
-    command.join_processes()
+    command.join_processes(stop_together=True)
     return train(command.config_dict(_CONFIG), _WORKDIR.value)
 
 

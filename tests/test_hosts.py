@@ -20,15 +20,20 @@ def flags(workdir, **overrides):
 
 def start_two(workdir, **overrides):
     """Two processes of one device each, over which the parameters are split."""
+    return start_together("train", flags(workdir, mesh__fsdp=2, **overrides), workdir)
+
+
+def start_together(name, flags, logs):
+    """Two processes of one device each, which log to LOGS.0.log and LOGS.1.log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     return [
         start(
-            "train",
-            [*flags(workdir, mesh__fsdp=2, **overrides), *together, f"--process_id={rank}"],
-            out=open(workdir.with_suffix(f".{rank}.log"), "w"),
+            name,
+            [*flags, *together, f"--process_id={rank}"],
+            out=open(logs.with_suffix(f".{rank}.log"), "w"),
             **devices(1),
         )
         for rank in range(2)
@@ -138,6 +143,21 @@ def test_a_process_that_hangs_is_given_up_within_a_minute(tmp_path):
     assert_told_of_the_loss(processes[0], time.monotonic())
     processes[1].kill()
     processes[1].communicate()
+
+
+def test_sampling_together_is_stopped_at_once(tmp_path, alone):
+    """JAX's preemption service, which `train` listens to, would keep the signal to itself."""
+    flags = [f"--workdir={alone}", f"--out={tmp_path}/out.npz", "--num=10000", "--chunk=4"]
+    processes = start_together("sample", flags, tmp_path / "run")
+    deadline = time.monotonic() + DEADLINE
+    while not list((tmp_path / "out.npz.parts").glob("*.npy")):
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.02)
+    for process in processes:
+        process.terminate()
+    results = [finish(process) for process in processes]
+    assert [result.code for result in results] == [75, 75], results
+    assert "[process 1 of 2] error: stopped by SIGTERM" in results[1].err
 
 
 def test_bad_input_names_the_process(tmp_path):
