@@ -142,8 +142,7 @@ def run_all(setting: Setting, variants: list[str], seeds: list[int], out: Path) 
     ]
     if not missing:
         return
-    data = out / f"{setting.name}-latents"
-    ensure_embedded(f"embedded:{setting.name}", data)
+    data = ensure_embedded(f"embedded:{setting.name}", out / "data")
     source, bench = open_latents(data), Bench(setting)
     common = out / f"{setting.name}.json"
     if not common.exists():

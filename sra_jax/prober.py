@@ -186,8 +186,7 @@ def _open_data(
 
     def open_set(path: str) -> LatentSource:
         if path in EMBEDDED:
-            name, path = path, os.fspath(out / path.partition(":")[2])
-            ensure_embedded(name, path)
+            path = ensure_embedded(path, out)
         return open_fitting(path, saved.data)
 
     data = saved.config["data"]["path"] if request.data is None else request.data

@@ -52,7 +52,9 @@ def assert_failed(code, err, *parts):
 
 def test_training_ends_with_the_last_good_state_kept(trained, compiled, tmp_path):
     workdir = tmp_path / "run"
-    flags = digits(workdir, data__path=trained / "data", train__steps=6, train__checkpoint_every=2)
+    flags = digits(
+        workdir, data__path=trained / "data/digits", train__steps=6, train__checkpoint_every=2
+    )
     for kilobytes, parts in {
         1: ["File too large; make room or mend the disk"],  # its config
         16: [f"saving step 2 to {workdir}/checkpoints failed", "no step is saved yet: make room"],
@@ -95,7 +97,7 @@ def test_sampling_ends_and_goes_on(trained, compiled, tmp_path):
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(trained, compiled, tmp_path):
-    flags = digits(tmp_path / "run", data__path=trained / "data", train__steps=2)
+    flags = digits(tmp_path / "run", data__path=trained / "data/digits", train__steps=2)
     with open("/dev/full", "w") as full:
         result = finish(start("train", flags, out=full, **compiled))
     assert result.code == 0

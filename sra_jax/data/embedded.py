@@ -14,44 +14,48 @@ from sra_jax.data.spec import LatentSpec
 
 
 class Embedded(NamedTuple):
-    """`load()` returns images uint8 [N, H, W, C] and labels int32 [N]; `dtype` is that of the
-    stored moments."""
+    """`load()` returns images uint8 [N, *shape] and labels int32 [N] below `num_classes`; `dtype`
+    is that of the stored moments."""
 
     load: Callable[[], tuple[np.ndarray, np.ndarray]]
+    shape: tuple[int, int, int]
+    num_classes: int
     dtype: str
 
 
-# Every pixel survives float16, which keeps the shapes at 250 MB.
 EMBEDDED = {
-    "embedded:digits": Embedded(load_digits, "float32"),
-    "embedded:shapes": Embedded(load_shapes, "float16"),
+    "embedded:digits": Embedded(load_digits, (8, 8, 1), 10, "float32"),
+    # Every pixel survives float16, which keeps the shapes at 250 MB.
+    "embedded:shapes": Embedded(load_shapes, (32, 32, 3), 16, "float16"),
 }
 EMBEDDED_NAMES = " or ".join(EMBEDDED)
 
 _BATCH = 1000  # images whose moments, 8 times their size, are in memory at a time
 
 
-def ensure_embedded(name: str, directory: str | os.PathLike) -> None:
-    """Writes the embedded set `name` at `directory` as latents of pixels, unless latents are there.
+def ensure_embedded(name: str, folder: str | os.PathLike) -> str:
+    """Writes the embedded set `name`, "embedded:SET", at FOLDER/SET as latents of pixels, unless it
+    is there, and returns that path.
 
     Several processes may call it at once; a killed call leaves nothing behind that opens.
 
     Raises:
-        InputError: `directory` holds something else, is damaged, or is not on a disk.
+        InputError: FOLDER/SET is something else, is damaged, or is not on a disk.
     """
+    directory = os.path.join(folder, name.partition(":")[2])
     if holds_latents(directory):
-        return
-    images, labels = EMBEDDED[name].load()
-    codec = PixelCodec()
+        return directory
+    embedded, codec = EMBEDDED[name], PixelCodec()
+    images, labels = embedded.load()
     spec = LatentSpec(
         codec=codec.name,
         scale=codec.scale,
         shift=codec.shift,
-        latent_shape=images.shape[1:],
-        resolution=images.shape[1],
-        image_channels=images.shape[3],
-        num_classes=int(labels.max()) + 1,
-        dtype=EMBEDDED[name].dtype,
+        latent_shape=embedded.shape,
+        resolution=embedded.shape[0],
+        image_channels=embedded.shape[2],
+        num_classes=embedded.num_classes,
+        dtype=embedded.dtype,
     )
     rows = [slice(first, first + _BATCH) for first in range(0, len(images), _BATCH)]
     batches = ((codec.encode(images[part]), labels[part]) for part in rows)
@@ -60,3 +64,4 @@ def ensure_embedded(name: str, directory: str | os.PathLike) -> None:
     except Exception:
         if not holds_latents(directory):  # else another process was faster, which is as good
             raise
+    return directory

@@ -30,8 +30,9 @@ def test_every_embedded_set_is_tested():
 
 @pytest.mark.parametrize("name", SETS)
 def test_images_come_back_from_the_data_set(tmp_path, name):
-    ensure_embedded(name, tmp_path / "set")
-    source = open_latents(tmp_path / "set")
+    path = ensure_embedded(name, tmp_path)
+    assert path == str(tmp_path / name.removeprefix("embedded:"))
+    source = open_latents(path)
     images, labels = SETS[name](500)
     batch = source.read(range(500))
     codec = codec_from_name(source.spec.codec, source.spec.scale, source.spec.shift)
@@ -41,7 +42,7 @@ def test_images_come_back_from_the_data_set(tmp_path, name):
     np.testing.assert_array_equal(batch["labels"], labels)
     assert source.spec.latent_shape == images.shape[1:]
     assert sum(source.spec.class_counts) == len(source) == source.spec.num_examples
-    assert len(source.spec.class_counts) == labels.max() + 1
+    assert len(source.spec.class_counts) == EMBEDDED[name].num_classes == labels.max() + 1
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -60,9 +61,9 @@ def test_the_same_images_are_measured(name):
 
 
 def test_ensuring_twice_writes_once(tmp_path):
-    ensure_embedded("embedded:digits", tmp_path / "digits")
+    ensure_embedded("embedded:digits", tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "digits").iterdir()}
-    ensure_embedded("embedded:digits", tmp_path / "digits")
+    ensure_embedded("embedded:digits", tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "digits").iterdir()}
 
 
@@ -71,7 +72,7 @@ def test_processes_may_race(tmp_path):
         "import sys; from sra_jax.data.embedded import ensure_embedded; "
         "ensure_embedded('embedded:digits', sys.argv[1])"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "digits")]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     racers = [subprocess.Popen(command) for _ in range(3)]
     assert [racer.wait() for racer in racers] == [0, 0, 0]
     assert len(open_latents(tmp_path / "digits")) == 1797
@@ -79,23 +80,25 @@ def test_processes_may_race(tmp_path):
 
 
 def test_damaged_digits_are_told_from_a_foreign_directory(tmp_path):
-    ensure_embedded("embedded:digits", tmp_path / "digits")
+    ensure_embedded("embedded:digits", tmp_path)
     (tmp_path / "digits/metadata.json").write_text("{")
     with pytest.raises(
         InputError, match=rf"metadata\.json is damaged .*; remove {tmp_path}/digits,"
     ):
-        ensure_embedded("embedded:digits", tmp_path / "digits")
+        ensure_embedded("embedded:digits", tmp_path)
 
 
 def test_digits_are_not_written_to_a_bucket(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="mount the bucket"):
-        ensure_embedded("embedded:digits", "gs://bucket/digits")
+        ensure_embedded("embedded:digits", "gs://bucket/run")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_foreign_directory_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").touch()
+    there = tmp_path / "digits/thesis.tex"
+    there.parent.mkdir()
+    there.touch()
     with pytest.raises(InputError, match="exists already"):
         ensure_embedded("embedded:digits", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert list(there.parent.iterdir()) == [there]
