@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import RunError
@@ -29,7 +30,8 @@ _log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Every so many steps, draws with the EMA weights, always from the same noise and labels.
+    """Every so many steps, and after the last one, draws with the EMA weights, always from the same
+    noise and labels.
 
     Grids go to WORKDIR/samples and TensorBoard, FID to WORKDIR/evaluation.jsonl and TensorBoard.
     """
@@ -40,71 +42,89 @@ class Monitor:
         data: LatentSpec,
         mesh: jax.sharding.Mesh,
         workdir: epath.Path,
-        writer: Any,
     ):
-        """`writer` is clu's interface, None on processes that do not log.
+        self._experiment, self._data, self._mesh = experiment, data, mesh
+        self._settings, self._steps = experiment.evaluation, experiment.train.steps
+        self._workdir = workdir
+        self._request = EvaluateRequest(
+            reference=self._settings.reference,
+            inception=self._settings.inception or None,
+            features=self._settings.features,
+            metrics="fid",
+            num=self._settings.fid_images,
+        )
+
+    def open(self) -> None:
+        """Gets ready what draws and judges, if anything will; `after` needs it.
 
         Raises:
           InputError: the VAE, the reference or Inception's weights cannot be used.
         """
-        self._settings, self._steps = experiment.evaluation, experiment.train.steps
-        self._mesh, self._workdir, self._writer = mesh, workdir, writer
-        self._side, self._judge = data.resolution, None
-        if not (self._settings.grid_every or self._settings.fid_every):
+        grids, fids = self._settings.grid_every > 0, self._settings.fid_every > 0
+        if not (grids or fids):
             return
+        experiment, data = self._experiment, self._data
         codec = open_codec(data, self._settings.vae or None)
-        model = DiffusionTransformer(experiment.transformer(mesh.devices.flat[0].platform))
-        per_device = -(-GRID_IMAGES // len(mesh.local_devices))
+        model = DiffusionTransformer(experiment.transformer(self._mesh.devices.flat[0].platform))
+        per_device = -(-GRID_IMAGES // len(self._mesh.local_devices))
         labels = _spread(data.num_classes)
         self._grid = make_drawing(experiment, model, codec, labels, chunk=per_device)
-        if self._settings.fid_every:
-            request = EvaluateRequest(
-                reference=self._settings.reference,
-                inception=self._settings.inception or None,
-                features=self._settings.features,
-                metrics="fid",
-                num=self._settings.fid_images,
-            )
-            self._setting = setting_of(request)
+        if fids:
             self._drawing = make_drawing(experiment, model, codec, self._settings.fid_images)
-            self._judge = open_judge(request, str(workdir), (self._side, self._side))
+            side = data.resolution
+            self._judge = open_judge(self._request, str(self._workdir), (side, side))
 
-    def after(self, step: int, state: TrainState) -> float:
+    def is_due(self, step: int) -> bool:
+        """Whether `after` would draw anything. All processes must ask."""
+        return any(self._due(step))
+
+    def after(self, step: int, state: TrainState, writer: Any) -> float:
         """Draws and measures what is due after `step`, unless it is there already.
 
-        All processes must call it with the same step. Returns the seconds that it took.
+        All processes must call it with the same step; `writer` is clu's interface, None on those
+        that do not log. Returns the seconds that it took.
         """
-        grid, fid = self._grid_is_due(step), self._fid_is_due(step)
+        grid, fid = self._due(step)
         if not (grid or fid):
             return 0.0
         began = time.perf_counter()
         params = local_copies(state.ema, self._mesh)
         try:
             if grid and jax.process_index() == 0:
-                self._draw_grid(step, params)
+                self._draw_grid(step, params, writer)
             if fid:
-                images = DrawnImages(f"step {step}", self._drawing, params, self._side)
-                numbers = self._judge.measure(images)
-                history.record(self._workdir, step, self._setting, numbers, self._writer)
+                images = DrawnImages(f"step {step}", self._drawing, params, self._data.resolution)
+                numbers, setting = self._judge.measure(images), setting_of(self._request)
+                history.record(self._workdir, step, setting, numbers, writer)
         except (RunError, OSError) as error:  # no image, or no place for it: training goes on
             _log.warning("nothing is shown of step %s: %s", f"{step:,}", error)
         return time.perf_counter() - began
 
-    def _grid_is_due(self, step: int) -> bool:
-        every = self._settings.grid_every
-        return every > 0 and (step % every == 0 or step == self._steps)
+    def _due(self, step: int) -> tuple[bool, bool]:
+        """Whether a grid, and a FID, of `step` is wanted and not there; as the first process sees
+        it, for drawing takes all of them."""
+        settings = self._settings
+        grid, fid = (self._is_time(n, step) for n in (settings.grid_every, settings.fid_every))
+        if not (grid or fid):
+            return False, False
+        setting = setting_of(self._request)
+        measured = any(
+            found["step"] == step and history.alike(found, setting)
+            for found in history.read(self._workdir)
+        )
+        missing = np.array([grid and not self._grid_path(step).exists(), fid and not measured])
+        grid, fid = multihost_utils.broadcast_one_to_all(missing)
+        return bool(grid), bool(fid)
 
-    def _fid_is_due(self, step: int) -> bool:
-        every = self._settings.fid_every
-        if not every or step % every:
-            return False
-        known = [found for found in history.read(self._workdir) if found["step"] == step]
-        return not any(history.alike(found, self._setting) for found in known)
+    def _is_time(self, every: int, step: int) -> bool:
+        """Every so many steps, and after the last one."""
+        return every > 0 and step <= self._steps and (step % every == 0 or step == self._steps)
 
-    def _draw_grid(self, step: int, params: Any) -> None:
-        path = self._workdir / GRID_FOLDER / f"step_{step:08d}.png"
-        if path.exists():
-            return
+    def _grid_path(self, step: int) -> epath.Path:
+        return self._workdir / GRID_FOLDER / f"step_{step:08d}.png"
+
+    def _draw_grid(self, step: int, params: Any, writer: Any) -> None:
+        path = self._grid_path(step)
         began = time.perf_counter()
         chunks = self._grid.images(params, range(self._grid.chunks), self._mesh.local_devices)
         images = np.concatenate([images for _, images in chunks])
@@ -114,7 +134,7 @@ class Monitor:
         scratch = path.with_name(f".{path.name}.tmp")
         scratch.write_bytes(picture.getvalue())
         scratch.replace(path)
-        self._writer.write_images(step, {"samples": image_grid(images)[None]})
+        writer.write_images(step, {"samples": image_grid(images)[None]})
         _log.info("picture  %s in %s", path, format_seconds(time.perf_counter() - began))
 
 

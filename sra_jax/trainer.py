@@ -71,22 +71,12 @@ def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
       InputError: no such data, or not what the config says they are.
     """
     path = data.path
-    if path in EMBEDDED:
+    if embedded := EMBEDDED.get(path):
+        _expect_data(path, embedded.shape, embedded.num_classes, data)  # before it is written
         workdirs.prepare(workdir)
-        path = workdir / "data"
-        ensure_embedded(data.path, path)
+        path = ensure_embedded(path, workdir / "data")
     source = open_latents(path)
-    found, wanted = source.spec.latent_shape, tuple(data.latent_shape)
-    if found != wanted:
-        raise InputError(
-            f"{path} holds latents of shape {found}, the config expects {wanted}; choose another "
-            f"data.path, or give --config.data.latent_shape='{found}'"
-        )
-    if source.spec.num_classes != data.num_classes:
-        raise InputError(
-            f"{path} holds {source.spec.num_classes} classes, the config expects "
-            f"{data.num_classes}; choose another data.path, or give --config.data.num_classes"
-        )
+    _expect_data(path, source.spec.latent_shape, source.spec.num_classes, data)
     if source.spec.num_examples != data.examples_per_epoch:
         _log.warning(
             "%s holds %s examples, the config's epochs are of %s (data.examples_per_epoch)",
@@ -95,6 +85,23 @@ def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
             f"{data.examples_per_epoch:,}",
         )
     return source
+
+
+def _expect_data(
+    path: str, latent_shape: tuple[int, ...], num_classes: int, wanted: DataConfig
+) -> None:
+    """Raises InputError unless the latents at `path` are what the config says."""
+    if latent_shape != tuple(wanted.latent_shape):
+        raise InputError(
+            f"{path} holds latents of shape {latent_shape}, the config expects "
+            f"{tuple(wanted.latent_shape)}; choose another data.path, or give "
+            f"--config.data.latent_shape='{latent_shape}'"
+        )
+    if num_classes != wanted.num_classes:
+        raise InputError(
+            f"{path} holds {num_classes} classes, the config expects {wanted.num_classes}; choose "
+            "another data.path, or give --config.data.num_classes"
+        )
 
 
 def _train(
@@ -115,7 +122,8 @@ def _train(
         best=lambda: best_step(workdir),
     ) as store:
         start, state = _restore(store, program)
-        if start >= settings.steps:
+        monitor = Monitor(experiment, source.spec, mesh, workdir)
+        if start >= settings.steps and not monitor.is_due(start):
             _log.info("finished: %s has %s steps", workdir, f"{start:,}")
             return True
         sharding = batch_sharding(mesh)
@@ -123,13 +131,13 @@ def _train(
         reader = batches(source, size, settings.seed, start, rows)
         _log.info("data     %s", describe(source.spec))
         _describe(experiment, mesh, program)
-        writer = _make_writer(workdir)
-        monitor = Monitor(experiment, source.spec, mesh, workdir, writer)
+        monitor.open()
         compiled = _compile(program)
+        writer = _make_writer(workdir)
         if state is None:
             state = program.init()
         else:
-            monitor.after(start, state)  # what the end of the last run may have cut short
+            monitor.after(start, state, writer)  # what the end of the last run may have cut short
         chip = chip_of(mesh.devices.flat[0])
         workload = Workload(size, program.flops.useful, mesh.size, chip.flops if chip else None)
         reporter = Reporter(writer, start, settings.steps, settings.log_every, workload)
@@ -142,7 +150,7 @@ def _train(
                 settings.checkpoint_every,
                 store,
                 lambda step, state: store.save(step, state._asdict(), {"config": dict(config)}),
-                monitor.after,
+                lambda step, state: monitor.after(step, state, writer),
                 reporter,
                 stop,
             )

@@ -3,13 +3,15 @@
 import hashlib
 import itertools
 import json
+import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DEADLINE, DIGITS, Forks, devices, digits, finish, saved_arrays, start
+from commands import DEADLINE, DIGITS, Forks, Kill, devices, digits, finish, saved_arrays, start
 from PIL import Image
 
 from sra_jax.data.latents import LatentSpec, open_latents, write_latents
@@ -351,6 +353,17 @@ def test_another_model_or_data_is_refused_by_its_fields(forks, copied, tmp_path)
     assert (copied / "config.json").read_bytes() == config
 
 
+def test_a_refused_run_leaves_nothing_in_the_way_of_the_right_one(forks, tmp_path):
+    """Neither the wrong set, nor a folder: a set that lies there is that of its name."""
+    shapes = {"data__path": "embedded:shapes", "train__steps": 1}
+    refused = forks.run("train", digits(tmp_path / "run", **shapes))
+    assert_refused(refused, "embedded:shapes holds latents of shape (32, 32, 3)", "(8, 8, 1)")
+    assert not (tmp_path / "run").exists()
+    flags = digits(tmp_path / "run", train__batch_size=100_000, train__steps=1)
+    assert_refused(forks.run("train", flags), "batch")
+    assert forks.run("train", digits(tmp_path / "run", train__steps=1)).code == 0
+
+
 def test_what_does_not_change_the_numbers_may_change(forks, copied):
     flags = digits(
         copied,
@@ -364,7 +377,7 @@ def test_what_does_not_change_the_numbers_may_change(forks, copied):
         mesh__fsdp=2,
         sampling__guidance=3.0,
         sampling__solver="euler",
-        data__path=copied / "data",
+        data__path=copied / "data/digits",
     )
     result = forks.run("train", flags, **devices(4))
     assert (result.code, result.err) == (0, "")
@@ -428,14 +441,15 @@ def test_a_step_that_is_not_finite_can_be_skipped(forks, tmp_path):
     lengths = {"train__steps": 5, "train__log_every": 1}
     flags = digits(workdir, data__path=data, **lengths)
     assert forks.run("train", flags).code == 0
-    flags = digits(workdir, data__path=data, **lengths | {"train__steps": 7})
+    flags = digits(workdir, data__path=data, **lengths | {"train__steps": 8})
     stopped = forks.run("train", flags)
     assert stopped.code == 1 and "--config.train.skip_nonfinite=True" in stopped.err
     result = forks.run("train", [*flags, "--config.train.skip_nonfinite=True"])
     assert (result.code, result.err) == (0, "")
     assert "skipped step 6 (1 in all): " in result.out
-    assert "finished: step 7 is saved" in result.out
-    assert all(np.isfinite(array).all() for array in saved_arrays(workdir, 7).values())
+    assert "2 of 3 steps were skipped" in result.out  # the next epoch begins with the same record
+    assert "finished: step 8 is saved" in result.out
+    assert all(np.isfinite(array).all() for array in saved_arrays(workdir, 8).values())
 
 
 def test_a_run_that_fails_before_its_first_checkpoint_says_so(forks, tmp_path):
@@ -445,3 +459,17 @@ def test_a_run_that_fails_before_its_first_checkpoint_says_so(forks, tmp_path):
     (line,) = result.err.splitlines()
     assert "at step 2" in line and "nothing was saved yet" in line
     assert not list((workdir / "checkpoints").glob("*"))
+
+
+def test_sampling_stopped_by_sigterm_goes_on(forks, finished, tmp_path):
+    """Killed while JAX's threads compute the chunks after the first."""
+    flags = [f"--workdir={finished}", "--num=62", "--chunk=2", "--steps=20", "--seed=3"]
+    whole, out = tmp_path / "whole.npz", tmp_path / "stopped.npz"
+    assert forks.run("sample", [*flags, f"--out={whole}"]).code == 0
+    kill = Kill(0, str(tmp_path / "stopped.npz.parts"), r"\d+\.npy", signal.SIGTERM)
+    stopped = forks.run("sample", [*flags, f"--out={out}"], kill)
+    assert stopped.code == 75 and not out.exists()
+    assert stopped.err == "error: stopped by SIGTERM; the same command goes on from what is saved\n"
+    result = forks.run("sample", [*flags, f"--out={out}"])
+    assert result.code == 0 and re.search(r"\d+ of 31 chunks are there", result.out), result.out
+    assert out.read_bytes() == whole.read_bytes()

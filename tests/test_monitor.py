@@ -105,6 +105,18 @@ def test_what_the_end_of_a_run_cut_short_is_made_up_for(copy):
     assert len(list((copy / "samples").iterdir())) == 3
 
 
+def test_the_last_step_is_shown_even_of_a_run_that_has_finished(copy):
+    """It was killed in its last moments, or the intervals do not divide its length."""
+    (copy / "samples" / "step_00000004.png").unlink()
+    (copy / history.FILE).unlink()
+    train(digits(4, grid_every=3, fid_every=100, **PROBE), str(copy))
+    assert [record["step"] for record in history.read(epath.Path(copy))] == [4]
+    assert (copy / "samples" / "step_00000004.png").exists()
+    events = sorted((copy / "tensorboard").iterdir())
+    train(digits(4, grid_every=3, fid_every=100, **PROBE), str(copy))
+    assert sorted((copy / "tensorboard").iterdir()) == events  # nothing left to do
+
+
 def test_the_best_checkpoint_is_kept(copy):
     records = [{"step": step, **SETTING, "probe_fid": step} for step in (4, 1)]
     other = {"step": 2, **SETTING, "images": 9, "probe_fid": 0.5}  # measured by another setting

@@ -56,7 +56,7 @@ class Reporter:
         self._pending: deque[_Pending] = deque()
         self._reported_step, self._reported_at = first_step, time.perf_counter()
         self._waited = 0.0
-        self._skipped = self._skipped_in_a_row = 0
+        self._seen = self._skipped = self._skipped_in_a_row = 0
 
     def add(self, step: int, metrics: Metrics, waited: float) -> None:
         """Takes the metrics of `step` and the seconds waited for its input.
@@ -78,6 +78,7 @@ class Reporter:
             return
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
         self._pending.clear()
+        self._seen += len(fetched)
         made = [metrics for step, metrics in fetched if self._was_made(step, metrics)]
         if made:
             means = {k: float(np.mean([m[k] for m in made])) for k in made[0]}
@@ -105,7 +106,14 @@ class Reporter:
         self._reported_at += seconds
 
     def close(self) -> None:
-        """Writes what is buffered."""
+        """Says how many steps were skipped, and writes what is buffered."""
+        if self._skipped:
+            _log.warning(
+                "%s of %s steps were skipped, as they were not finite: see the warnings above, and "
+                "lower optimizer.learning_rate in a new workdir if they are many",
+                f"{self._skipped:,}",
+                f"{self._seen:,}",
+            )
         if self._writer is not None:
             self._writer.close()
 
