@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 bad input, told in one line on stderr; 75 stopped by SIGTE
 Ctrl-C (run the same command again: what can be saved is saved); 1 anything else.
 """
 
+import errno
 import logging
 import os
 import re
@@ -16,10 +17,11 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from sra_jax.endings import LOST, leave, say_on_abort
+from sra_jax.endings import GRACE_SECONDS, LOST, leave, say_on_abort
 from sra_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, InputError, RunError
 
 _DISK_ADVICE = "make room or mend the disk; the same command goes on from what is saved"
+_DENIED_ADVICE = "mend its permissions, or choose another place"
 _speaker = ""  # who is speaking, where there are several
 flags.disclaim_key_flags()  # what is defined here is for the command that asks for it
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
@@ -44,7 +46,9 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
         _end(error, FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _end(RunError(f"{where}{error.strerror or error}; {_DISK_ADVICE}"), FAILED)
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        advice = _DENIED_ADVICE if denied else _DISK_ADVICE
+        _end(RunError(f"{where}{error.strerror or error}; {advice}"), FAILED)
     except KeyboardInterrupt:
         _end(RunError("interrupted; the same command goes on from what is saved"), INTERRUPTED)
     except Exception as error:
@@ -52,7 +56,7 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
             raise
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" in str(error):
             traceback.print_exc()  # no other process is to blame
-            leave(FAILED)
+            leave(FAILED, GRACE_SECONDS)
         _end(RunError(f"{str(error)[:300]}: {LOST}"), FAILED)
 
 
@@ -179,7 +183,8 @@ def _end(error: Exception, code: int) -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exits; a process that failed does not wait for the others."""
-    if code and _speaker:
-        leave(code)
-    sys.exit(code)
+    """Exits. What failed waits for nobody: not for other processes, and not for threads, of which
+    Orbax leaves some behind that wait for minutes when a save could not begin."""
+    if code:
+        leave(code, GRACE_SECONDS if _speaker else 0)
+    sys.exit(0)

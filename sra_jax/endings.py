@@ -24,12 +24,13 @@ _exit_code: int | None = None  # once this process is about to end by itself
 _on_abort = None  # the handler, of which C has but the address
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process with `code`, whatever the others do, which notice it."""
+def leave(code: int, grace: float) -> NoReturn:
+    """Ends this process with `code` in `grace` seconds, whatever its threads or the other processes
+    do, which notice it."""
     global _exit_code
     _exit_code = code
     sys.stdout.flush(), sys.stderr.flush()
-    time.sleep(GRACE_SECONDS)
+    time.sleep(grace)
     os._exit(code)
 
 

@@ -107,14 +107,12 @@ class Monitor:
         grid, fid = (self._is_time(n, step) for n in (settings.grid_every, settings.fid_every))
         if not (grid or fid):
             return False, False
-        setting = setting_of(self._request)
-        measured = any(
-            found["step"] == step and history.alike(found, setting)
-            for found in history.read(self._workdir)
-        )
-        missing = np.array([grid and not self._grid_path(step).exists(), fid and not measured])
-        grid, fid = multihost_utils.broadcast_one_to_all(missing)
-        return bool(grid), bool(fid)
+        missing = grid and not self._grid_path(step).exists(), fid and self._unmeasured(step)
+        return tuple(multihost_utils.broadcast_one_to_all(np.array(missing)).tolist())
+
+    def _unmeasured(self, step: int) -> bool:
+        known = [found for found in history.read(self._workdir) if found["step"] == step]
+        return not any(history.alike(found, setting_of(self._request)) for found in known)
 
     def _is_time(self, every: int, step: int) -> bool:
         """Every so many steps, and after the last one."""

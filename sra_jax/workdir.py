@@ -199,18 +199,24 @@ def read(workdir: epath.Path) -> SavedRun:
       InputError: there is no run, or one of a newer format.
     """
     path = workdir / CONFIG_FILE
-    if not workdir.exists():
-        raise InputError(f"no workdir {workdir}; train first, or check --workdir")
-    if not path.exists():
-        raise InputError(f"{workdir} holds no run ({CONFIG_FILE} is missing); check --workdir")
     try:
-        saved = json.loads(path.read_text())
+        text = path.read_bytes()
+    except FileNotFoundError:
+        if not workdir.exists():
+            raise InputError(f"no workdir {workdir}; train first, or check --workdir") from None
+        raise InputError(
+            f"{workdir} holds no run ({CONFIG_FILE} is missing); check --workdir"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        saved = json.loads(text)
         version = saved["format_version"]
         if isinstance(version, int) and version <= FORMAT_VERSION:
             data = LatentSpec(**saved["data"])
             Experiment.from_dict(saved["config"])
             return SavedRun(saved["config"], data, saved.get("data_fingerprint"), saved.get("code"))
-    except (ValueError, KeyError, TypeError, OSError) as error:  # InputError is a ValueError
+    except (ValueError, KeyError, TypeError) as error:  # InputError is a ValueError
         raise InputError(
             f"{path} is damaged or of another version ({error}); restore it from a copy"
         ) from None

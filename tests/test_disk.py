@@ -41,6 +41,19 @@ def run_limited(name, flags, kilobytes, **extra):
     return subprocess.run(limited, env=environment(**extra), capture_output=True, text=True)
 
 
+def start_denied(name, flags, **extra):
+    """Starts a command that heeds permissions, also as root: without CAP_DAC_OVERRIDE, and without
+    CAP_DAC_READ_SEARCH."""
+    drop = (
+        "import ctypes, os, sys; libc = ctypes.CDLL(None); PR_CAPBSET_DROP = 24; "
+        "[libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) for capability in (1, 2)]; "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", drop, "-m", f"sra_jax.{name}", *map(str, flags)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment(**extra), stdout=pipe, stderr=pipe, text=True)
+
+
 def assert_failed(code, err, *parts):
     """Exit code 1 and one line on stderr, which holds all `parts`."""
     assert code == 1, err
@@ -66,14 +79,48 @@ def test_training_ends_with_the_last_good_state_kept(trained, compiled, tmp_path
     assert saved_arrays(workdir, 6)["['step']"] == 6
 
 
-def test_checkpoints_removed_under_a_run_end_it(trained, compiled, tmp_path):
-    workdir = tmp_path / "run"
-    lengths = {"train__steps": 100_000, "train__checkpoint_every": 10}
-    process = start("train", digits(workdir, **lengths), **compiled)
+LONG = {"train__steps": 100_000, "train__checkpoint_every": 10}
+
+
+def wait_for_a_checkpoint(process, workdir):
     deadline = time.monotonic() + DEADLINE
     while not (workdir / "checkpoints" / "10").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_permissions_taken_away_under_a_run_end_it_and_it_goes_on(compiled, tmp_path):
+    workdir = tmp_path / "run"
+    flags = digits(workdir, evaluation__grid_every=10, sampling__steps="2", **LONG)
+    process = start_denied("train", flags, **compiled)
+    wait_for_a_checkpoint(process, workdir)
+    (workdir / "samples").mkdir(exist_ok=True)
+    (workdir / "samples").chmod(0o555)  # which is told, and ends nothing
+    (workdir / "checkpoints").chmod(0o555)
+    result = finish(process)
+    line = f"to {workdir}/checkpoints failed"
+    assert_failed(result.code, result.err, line, "Permission denied", "the last good step is")
+    (workdir / "checkpoints").chmod(0o755)
+    newest = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    again = digits(workdir, evaluation__grid_every=10, sampling__steps="2", train__steps=newest + 1)
+    result = finish(start_denied("train", again, **compiled))
+    assert (result.code, result.err) == (0, ""), result
+    assert f"resuming from step {newest}" in result.out
+    assert "nothing is shown of step" in result.out and "Permission denied" in result.out
+
+
+def test_what_may_not_be_read_is_named(trained, compiled, tmp_path):
+    (tmp_path / "latents").mkdir(mode=0)
+    flags = digits(tmp_path / "run", data__path=tmp_path / "latents", train__steps=1)
+    result = finish(start_denied("train", flags, **compiled))
+    line = f"{tmp_path}/latents/dataset_info.json: Permission denied; mend its permissions"
+    assert_failed(result.code, result.err, line)
+
+
+def test_checkpoints_removed_under_a_run_end_it(trained, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("train", digits(workdir, **LONG), **compiled)
+    wait_for_a_checkpoint(process, workdir)
     (workdir / "checkpoints").rename(tmp_path / "away")
     result = finish(process)
     assert_failed(result.code, result.err, f"to {workdir}/checkpoints failed", "make room or mend")

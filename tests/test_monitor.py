@@ -109,9 +109,10 @@ def test_the_last_step_is_shown_even_of_a_run_that_has_finished(copy):
     """It was killed in its last moments, or the intervals do not divide its length."""
     (copy / "samples" / "step_00000004.png").unlink()
     (copy / history.FILE).unlink()
+    train(digits(4, grid_every=3), str(copy))
+    assert (copy / "samples" / "step_00000004.png").exists()
     train(digits(4, grid_every=3, fid_every=100, **PROBE), str(copy))
     assert [record["step"] for record in history.read(epath.Path(copy))] == [4]
-    assert (copy / "samples" / "step_00000004.png").exists()
     events = sorted((copy / "tensorboard").iterdir())
     train(digits(4, grid_every=3, fid_every=100, **PROBE), str(copy))
     assert sorted((copy / "tensorboard").iterdir()) == events  # nothing left to do
