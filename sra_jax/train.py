@@ -1,6 +1,7 @@
 """Trains a diffusion transformer from a config file, with Self-Representation Alignment or without.
 
-Run the same command again and it goes on from the last checkpoint, after whatever ended it.
+Run the same command again and it goes on from the last checkpoint, after whatever ended it. Any
+field of the config is a flag; sra_jax/configuration.py lists all, with their defaults.
 
   python -m sra_jax.train --config=configs/digits.py --workdir=runs/digits
   python -m sra_jax.train --config=configs/sit_sra.py:XL/2,recipe=cosine --workdir=gs://bucket/xl \\

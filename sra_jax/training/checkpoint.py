@@ -160,7 +160,11 @@ class CheckpointStore:
         Raises CheckpointError if there is none.
         """
         return self._read(
-            step, lambda found: {p.split("/")[0] for p in self._manifest(found)["fingerprint"]}
+            step,
+            lambda found: {
+                path.split("/")[0]
+                for path in _together(lambda: self._manifest(found))["fingerprint"]
+            },
         )
 
     def restore(
