@@ -200,9 +200,9 @@ def read(workdir: epath.Path) -> SavedRun:
     """
     path = workdir / CONFIG_FILE
     if not workdir.exists():
-        raise InputError(f"no workdir {workdir}; train first, or check --workdir")
+        raise InputError(f"no workdir {workdir}; train first, or check the path")
     if not path.exists():
-        raise InputError(f"{workdir} holds no run ({CONFIG_FILE} is missing); check --workdir")
+        raise InputError(f"{workdir} holds no run ({CONFIG_FILE} is missing); check the path")
     try:
         saved = json.loads(path.read_text())
         version = saved["format_version"]
