@@ -1,8 +1,11 @@
 """What a run shows of itself while it trains: a grid of samples, and what they are worth."""
 
+import contextlib
 import io
 import logging
+import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from sra_jax.data.spec import LatentSpec
-from sra_jax.errors import RunError
+from sra_jax.errors import InputError, RunError
 from sra_jax.evaluation import history
 from sra_jax.evaluation.drawn import DrawnImages
 from sra_jax.evaluator import EvaluateRequest, open_judge, setting_of
@@ -52,7 +55,8 @@ class Monitor:
         self._side, self._judge = data.resolution, None
         if not (self._settings.grid_every or self._settings.fid_every):
             return
-        codec = open_codec(data, self._settings.vae or None)
+        with _fields_named():
+            codec = open_codec(data, self._settings.vae or None)
         model = DiffusionTransformer(experiment.transformer(mesh.devices.flat[0].platform))
         per_device = -(-GRID_IMAGES // len(mesh.local_devices))
         labels = _spread(data.num_classes)
@@ -65,9 +69,10 @@ class Monitor:
                 metrics="fid",
                 num=self._settings.fid_images,
             )
-            self._setting = setting_of(request)
             self._drawing = make_drawing(experiment, model, codec, self._settings.fid_images)
-            self._judge = open_judge(request, str(workdir), (self._side, self._side))
+            with _fields_named():
+                self._setting = setting_of(request)
+                self._judge = open_judge(request, str(workdir), (self._side, self._side))
 
     def after(self, step: int, state: TrainState) -> float:
         """Draws and measures what is due after `step`, unless it is there already.
@@ -116,6 +121,16 @@ class Monitor:
         scratch.replace(path)
         self._writer.write_images(step, {"samples": image_grid(images)[None]})
         _log.info("picture  %s in %s", path, format_seconds(time.perf_counter() - began))
+
+
+@contextlib.contextmanager
+def _fields_named() -> Iterator[None]:
+    """Has a refusal name fields of the config where those of `evaluate` name flags."""
+    try:
+        yield
+    except InputError as error:
+        flag = r"--(?=(features|inception|vae)\b)"
+        raise InputError(re.sub(flag, "--config.evaluation.", str(error))) from None
 
 
 def _spread(num_classes: int) -> np.ndarray:
