@@ -13,7 +13,7 @@ from PIL import Image
 
 from sra_jax.data.crop import read_image
 from sra_jax.data.embedded import EMBEDDED, EMBEDDED_NAMES
-from sra_jax.data.loading import BadItemError, digest
+from sra_jax.data.loading import BadItemError, digest, why_unreadable
 from sra_jax.data.spec import MAX_CLASSES
 from sra_jax.errors import InputError
 
@@ -229,7 +229,9 @@ def _open_npz(path: Path) -> ArraySource:
     except InputError:
         raise
     except Exception as error:  # zip, header and value errors alike
-        raise InputError(f"cannot read {path}: {error}; check the file") from error
+        raise InputError(
+            f"cannot read {path} as an .npz of images ({why_unreadable(error)}); check the file"
+        ) from error
 
 
 @contextlib.contextmanager
