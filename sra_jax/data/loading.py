@@ -22,6 +22,8 @@ class BadItemError(Exception):
 
 def why_unreadable(error: Exception) -> str:
     """What `error` of `np.load`, or of reading an .npz, says about the file, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = next(iter(str(error).splitlines()), "") or type(error).__name__
     if "pickle" in text:  # numpy takes all that it does not know for that
         return "it holds text or Python objects, not arrays of numbers"

@@ -63,8 +63,9 @@ def open_source(text: str, data_dir: str | None = None) -> Source:
         return _open_npz(Path(text))
     if os.path.isdir(text):
         return FolderSource(Path(text))
+    found = f"{text} is a file of another kind" if os.path.isfile(text) else f"no source {text!r}"
     raise InputError(
-        f"no source {text!r}, expected tfds:NAME, a folder, a .npz file, npy:FOLDER or "
+        f"{found}, expected tfds:NAME, a folder, a .npz file, npy:FOLDER or "
         f"{EMBEDDED_NAMES}; check the path"
     )
 
