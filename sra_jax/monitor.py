@@ -31,12 +31,23 @@ GRID_FOLDER = "samples"
 _log = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
+def _fields_named() -> Iterator[None]:
+    """Has a refusal name fields of the config where those of `evaluate` name flags."""
+    try:
+        yield
+    except InputError as error:
+        flag = r"--(?=(features|inception|vae)\b)"
+        raise InputError(re.sub(flag, "--config.evaluation.", str(error))) from None
+
+
 class Monitor:
     """Every so many steps, draws with the EMA weights, always from the same noise and labels.
 
     Grids go to WORKDIR/samples and TensorBoard, FID to WORKDIR/evaluation.jsonl and TensorBoard.
     """
 
+    @_fields_named()
     def __init__(
         self,
         experiment: Experiment,
@@ -55,8 +66,7 @@ class Monitor:
         self._side, self._judge = data.resolution, None
         if not (self._settings.grid_every or self._settings.fid_every):
             return
-        with _fields_named():
-            codec = open_codec(data, self._settings.vae or None)
+        codec = open_codec(data, self._settings.vae or None)
         model = DiffusionTransformer(experiment.transformer(mesh.devices.flat[0].platform))
         per_device = -(-GRID_IMAGES // len(mesh.local_devices))
         labels = _spread(data.num_classes)
@@ -69,10 +79,9 @@ class Monitor:
                 metrics="fid",
                 num=self._settings.fid_images,
             )
+            self._setting = setting_of(request)
             self._drawing = make_drawing(experiment, model, codec, self._settings.fid_images)
-            with _fields_named():
-                self._setting = setting_of(request)
-                self._judge = open_judge(request, str(workdir), (self._side, self._side))
+            self._judge = open_judge(request, str(workdir), (self._side, self._side))
 
     def after(self, step: int, state: TrainState) -> float:
         """Draws and measures what is due after `step`, unless it is there already.
@@ -121,16 +130,6 @@ class Monitor:
         scratch.replace(path)
         self._writer.write_images(step, {"samples": image_grid(images)[None]})
         _log.info("picture  %s in %s", path, format_seconds(time.perf_counter() - began))
-
-
-@contextlib.contextmanager
-def _fields_named() -> Iterator[None]:
-    """Has a refusal name fields of the config where those of `evaluate` name flags."""
-    try:
-        yield
-    except InputError as error:
-        flag = r"--(?=(features|inception|vae)\b)"
-        raise InputError(re.sub(flag, "--config.evaluation.", str(error))) from None
 
 
 def _spread(num_classes: int) -> np.ndarray:

@@ -155,6 +155,9 @@ def _check(request: ProbeRequest) -> None:
         raise InputError(f"num is {request.num}, expected at least 0 (0 is all images)")
     if not 0 <= request.seed < 2**32:
         raise InputError(f"seed is {request.seed}, expected in [0, 2**32)")
+    for path in (request.data, request.test_data):
+        if path is not None and path.startswith("embedded:"):
+            expect_one_of("embedded set", path, EMBEDDED)
 
 
 def _choose_steps(request: ProbeRequest, workdir: epath.Path) -> list[int | None]:
@@ -186,8 +189,7 @@ def _open_data(
     """The images to learn from, and those held out."""
 
     def open_set(path: str) -> LatentSource:
-        if path.startswith("embedded:"):
-            expect_one_of("embedded set", path, EMBEDDED)
+        if path in EMBEDDED:
             name, path = path, os.fspath(out / path.partition(":")[2])
             ensure_embedded(name, path)
         return open_fitting(path, saved.data)
