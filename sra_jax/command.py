@@ -25,6 +25,13 @@ _DENIED_ADVICE = "mend its permissions, or choose another place"
 _speaker = ""  # who is speaking, where there are several
 flags.disclaim_key_flags()  # what is defined here is for the command that asks for it
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
+# What a flag expects, by what the libraries say where it is given something else.
+EXPECTED = {
+    "for int()": "an integer",
+    "to float": "a number",
+    "Non-boolean": "True or False",
+    "as a ConfigDict": "a field of it, as in --config.train.steps=1000",
+}
 
 
 def run(main: Callable[[], int | None], description: str, required: Sequence[str]) -> None:
@@ -65,8 +72,7 @@ def config_dict(flag: flags.FlagHolder) -> dict[str, Any]:
     try:
         return flag.value.to_dict()
     except OSError as error:  # the flags library keeps this failure until somebody looks
-        reason = _last_line(error).rpartition("earlier failure to load: ")[2]
-        raise InputError(f"cannot load --{flag.name}: {reason}") from None
+        raise InputError(_explain(error)) from None
     except AttributeError:
         raise InputError(
             f"the file of --{flag.name} must return an ml_collections.ConfigDict"
@@ -100,11 +106,21 @@ def _explain(error: BaseException) -> str:
         return f"unknown config field {field[2]!r}; did you mean {field[1]!r}?"
     if isinstance(error, KeyError | AttributeError) and text.startswith("\"'"):
         return f"unknown config field {text[1:-1]}; see the config file for what there is"
+    if "failure to load" in text:
+        reason = re.sub(r".*failure to load: |\[Errno \d+\] ", "", _last_line(error)).rstrip(".")
+        return f"cannot load --config: {reason}; name a file, as in --config=configs/digits.py"
     if "Traceback" in text:  # what a config file raised, as text
         return re.sub(r"^[\w.]*InputError: ", "", _last_line(error))
+    if isinstance(error, flags.IllegalFlagValueError):
+        given, _, reason = text.removeprefix("flag ").partition(": ")
+        found = (what for said, what in EXPECTED.items() if said in reason)
+        return f"cannot take {given}, expected {next(found, reason)}; see --help"
     if isinstance(error, flags.Error):
         return text
-    return f"the config file failed with {type(error).__name__}: {text}"
+    given = next((part for part in sys.argv if part.startswith("--config=")), "--config")
+    return (
+        f"the file of {given} fails with {type(error).__name__}: {text}; mend it, or name another"
+    )
 
 
 def _last_line(error: Exception) -> str:

@@ -11,6 +11,11 @@ other.
 
 A workdir becomes a file in the layout of the SRA authors: a .safetensors holds the state dict, a
 .pt holds it as "ema", where their scripts look for it. Only a .pt needs PyTorch.
+
+An --out that is there already is refused; a conversion that was killed leaves none, and may be
+repeated. What a file does not tell (solver, guidance, the length of training) is as in configs/.
+The new run is sampled and evaluated with --vae=FOLDER, and probed with --data=DIR: of latents it
+remembers none. The commands stand at the end of the log.
 """
 
 from absl import flags

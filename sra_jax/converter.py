@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ import optax
 from etils import epath
 
 from sra_jax import workdir as workdirs
+from sra_jax.codecs import SDVAECodec
 from sra_jax.configuration import imported_config
+from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
 from sra_jax.models import name_variant
@@ -70,26 +73,27 @@ def convert(request: ConvertRequest) -> None:
     """
     reads, writes = (path.endswith(ENDINGS) for path in (request.source, request.out))
     if reads == writes:
-        what = "files" if reads else "directories"
+        both = ("both", "and", "end") if reads else ("neither", "nor", "ends")
         raise InputError(
-            f"--source={request.source} and --out={request.out} are both {what}; expected a file "
-            f"({', '.join(ENDINGS)}) and a workdir"
+            f"{both[0]} --source={request.source} {both[1]} --out={request.out} {both[2]} in "
+            f"{', '.join(ENDINGS)}; expected one file that does, and one workdir"
         )
     defaults = ConvertRequest("", "")
     for name in EXPORT_FLAGS if reads else IMPORT_FLAGS:
         if getattr(request, name) != getattr(defaults, name):
             what = "workdir is exported" if reads else "file is converted"
             raise InputError(f"--{name} is for when a {what}; leave it out")
-    if reads:
-        _import(request)
-    else:
-        _export(request)
+    _expect_free(request.out)
+    with _without_empty_parents(request.out):
+        if reads:
+            _import(request)
+        else:
+            _export(request)
 
 
 def _import(request: ConvertRequest) -> None:
     """A file of PyTorch weights -> a workdir."""
     expect_one_of("optimizer", request.optimizer, ("fresh", "carried"))
-    _expect_free(request.out)
     checkpoint = read_checkpoint(request.source)
     choices = {field.name: getattr(request, field.name) for field in dataclasses.fields(Choices)}
     model = ImportedModel(checkpoint, Choices(**choices))
@@ -109,9 +113,11 @@ def _import(request: ConvertRequest) -> None:
         trees["step"] = jnp.asarray(step, jnp.int32)
         if moments:
             trees["opt_state"] = _optimizer_state(experiment, trees["params"], moments)
-        workdirs.remember(directory, config, latent_spec(found.config))
+        data = latent_spec(found.config)
+        workdirs.remember(directory, config, data)
         _save(directory, step, trees, {"config": config, "source": request.source})
     _log.info("workdir: %s (step %s, optimizer %s)", request.out, f"{step:,}", request.optimizer)
+    _tell_next(request.out, experiment, data)
 
 
 def _expect_free(out: str) -> None:
@@ -119,6 +125,49 @@ def _expect_free(out: str) -> None:
     target = Path(out)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"{out} is there already; choose another --out, or remove it")
+
+
+@contextlib.contextmanager
+def _without_empty_parents(out: str) -> Iterator[None]:
+    """Removes those directories again that were made for `out` and hold nothing."""
+    missing = [parent for parent in Path(out).absolute().parents if not parent.exists()]
+    try:
+        yield
+    finally:
+        for parent in missing:  # the innermost first
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                parent.rmdir()
+
+
+def _tell_next(out: str, experiment: Experiment, data: LatentSpec) -> None:
+    """Which commands take the run at `out`, with the flags that it needs."""
+    sampling = experiment.sampling
+    _log.info(
+        "what the file does not tell is as in configs/: sampled with %s, %s steps, guidance %s",
+        *(sampling.solver, sampling.steps, sampling.guidance),
+    )
+    vae = " --vae=FOLDER" if data.codec == SDVAECodec.name else ""
+    flags = {
+        "sample": f"{vae} --out=samples.npz",
+        "evaluate": f"{vae} --reference=FILE --inception=FILE",
+        "probe": " --data=DIR",
+        "train": f" --config={_config_file(experiment)} --config.data.path=DIR",
+    }
+    for command, more in flags.items():
+        _log.info("next: python -m sra_jax.%s --workdir=%s%s", command, shlex.quote(out), more)
+
+
+def _config_file(experiment: Experiment) -> str:
+    """What trains such a model: its config file with the argument; FILE where none is shipped."""
+    model, data = experiment.model, experiment.data
+    variant = name_variant(model.width, model.depth, model.num_heads, model.patch_size)
+    resolution = {(32, 32, 4): 256, (64, 64, 4): 512}.get(data.latent_shape)
+    if variant is None or resolution is None or data.num_classes != 1000:
+        return "FILE"
+    options = f"res={resolution}" + ("" if experiment.head else ",weight=0")
+    path = getattr(experiment.process, "path", "linear")
+    more = "" if path == "linear" else f" --config.process.path={path}"
+    return f"configs/{experiment.process.model_kind}_sra.py:{variant},{options}{more}"
 
 
 @contextlib.contextmanager
@@ -210,6 +259,11 @@ def _save(directory: epath.Path, step: int, trees: dict[str, Any], metadata: dic
 
 def _export(request: ConvertRequest) -> None:
     """A workdir -> a file of PyTorch weights."""
+    if Path(request.source).is_file():
+        raise InputError(
+            f"--source={request.source} is a file that does not end in {', '.join(ENDINGS)}, "
+            "expected a workdir to export; rename the file, or check the path"
+        )
     out = writable_file(request.out, ENDINGS)
     if out.suffix in TORCH_ENDINGS:
         import_torch(out)

@@ -26,7 +26,8 @@ _VAE = flags.DEFINE_string("vae", None, "Folder of the VAE's weights, for sd_vae
 _RESOLUTION = flags.DEFINE_integer(
     "resolution",
     None,
-    "Side of the crops, a multiple of the codec's downsampling: 256 (the default), 512, ...",
+    "Side of the crops, a multiple of the codec's downsampling (8 for sd_vae, 1 for pixels) up to "
+    "8192; 256 if not given.",
 )
 _FLIP = flags.DEFINE_bool("flip", False, "Store each image mirrored too, as a further record.")
 _SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave bad images out, and list them.")

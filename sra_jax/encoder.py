@@ -106,6 +106,11 @@ def open_producer(request: EncodeRequest) -> Producer:
         data set would be written into its own source.
     """
     _check_out(request)
+    if request.resolution is not None and not 1 <= request.resolution <= MAX_RESOLUTION:
+        raise InputError(
+            f"resolution is {request.resolution}, expected 1 to {MAX_RESOLUTION}, a multiple of "
+            f"the codec's downsampling; give --resolution={DEFAULT_RESOLUTION}, say"
+        )
     if not request.source.startswith(NPY_PREFIX):
         source = open_source(request.source, request.data_dir)
         codec = codec_from_name(request.codec or SDVAECodec.name, vae=request.vae)
@@ -284,12 +289,10 @@ def _check_out(request: EncodeRequest) -> None:
 def _check_resolution(resolution: int | None, codec: Codec) -> int:
     """The resolution, or its default. Raises InputError if the codec cannot take it."""
     resolution = DEFAULT_RESOLUTION if resolution is None else resolution
-    if not 1 <= resolution <= MAX_RESOLUTION or resolution % codec.downsampling:
-        lowest = codec.downsampling
-        kind = f"a multiple of {lowest}" if lowest > 1 else "an integer"
+    if resolution % codec.downsampling:
         raise InputError(
-            f"resolution is {resolution}, expected {kind} from {lowest} to {MAX_RESOLUTION}; give "
-            "--resolution=256 or 512, say"
+            f"resolution is {resolution}, expected a multiple of {codec.downsampling} up to "
+            f"{MAX_RESOLUTION}; give --resolution={DEFAULT_RESOLUTION}, say"
         )
     return resolution
 

@@ -85,7 +85,7 @@ def open_judge(
     Raises:
       InputError: the reference or the Inception file cannot be used, or is of another size.
     """
-    metrics = parse_metrics(request.metrics or ",".join(METRICS))
+    metrics = METRICS if request.metrics is None else parse_metrics(request.metrics)
     if choose_features(request) == "probe":
         reference, labels = open_labelled_reference(request.reference)
     else:

@@ -113,11 +113,12 @@ class EvaluationConfig:
 
     def __post_init__(self):
         expect_one_of("evaluation.features", self.features, ("inception", "probe"))
-        if min(self.grid_every, self.fid_every) < 0 or self.fid_images < 2:
-            raise InputError(
-                f"evaluation.grid_every {self.grid_every}, fid_every {self.fid_every} and "
-                f"fid_images {self.fid_images} must be at least 0, 0 and 2"
-            )
+        for name, lowest in {"grid_every": 0, "fid_every": 0, "fid_images": 2}.items():
+            if getattr(self, name) < lowest:
+                never = " (0 is never)" if lowest == 0 else ""
+                raise InputError(
+                    f"evaluation.{name} is {getattr(self, name)}, expected at least {lowest}{never}"
+                )
         if self.fid_every and not self.reference:
             raise InputError("evaluation.fid_every needs evaluation.reference, real images")
 

@@ -1,8 +1,11 @@
 """What a run shows of itself while it trains: a grid of samples, and what they are worth."""
 
+import contextlib
 import io
 import logging
+import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from sra_jax.data.spec import LatentSpec
-from sra_jax.errors import RunError
+from sra_jax.errors import InputError, RunError
 from sra_jax.evaluation import history
 from sra_jax.evaluation.drawn import DrawnImages
 from sra_jax.evaluator import EvaluateRequest, open_judge, setting_of
@@ -27,6 +30,16 @@ GRID_IMAGES = 40
 GRID_FOLDER = "samples"
 
 _log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _fields_named() -> Iterator[None]:
+    """Has a refusal name fields of the config where those of `evaluate` name flags."""
+    try:
+        yield
+    except InputError as error:
+        flag = r"--(?=(features|inception|vae)\b)"
+        raise InputError(re.sub(flag, "--config.evaluation.", str(error))) from None
 
 
 class Monitor:
@@ -54,6 +67,7 @@ class Monitor:
             num=self._settings.fid_images,
         )
 
+    @_fields_named()
     def open(self) -> None:
         """Gets ready what draws and judges, if anything will; `after` needs it.
 
@@ -74,6 +88,7 @@ class Monitor:
             side = data.resolution
             self._judge = open_judge(self._request, str(self._workdir), (side, side))
 
+    @_fields_named()
     def is_due(self, step: int) -> bool:
         """Whether `after` would draw anything. All processes must ask."""
         return any(self._due(step))

@@ -7,8 +7,9 @@
 
 Fits linear classifiers to the features of --data, the run's own unless given, and tries them on
 held-out images. Writes probe.json (accuracy, k-NN accuracy, effective rank, norms), heatmap.png,
-depth.png and pca.png, with several checkpoints also checkpoints.png, into WORKDIR/probe. Features
-are kept there and used again; WORKDIR/probe/features may be deleted at any time.
+depth.png and pca.png, with several checkpoints also checkpoints.png, into WORKDIR/probe, where they
+replace those of an earlier probe, of whatever blocks and times: --out keeps both. Features are kept
+there and used again; WORKDIR/probe/features may be deleted at any time.
 """
 
 from absl import flags
@@ -21,8 +22,12 @@ _TIMES = flags.DEFINE_string("times", "0.1,0.3,0.5,0.7", "From 0 (data) to 1 (no
 _WEIGHTS = flags.DEFINE_string("weights", "ema", "ema or student.")
 _STEPS = flags.DEFINE_string("steps", None, "Checkpoints, like 1000,2000; the newest if not given.")
 _EVERY = flags.DEFINE_integer("every", None, "All checkpoints whose step is a multiple of this.")
-_DATA = flags.DEFINE_string("data", None, "Latents to learn from, or embedded:digits.")
-_TEST_DATA = flags.DEFINE_string("test_data", None, "Latents to be tried on; else a fifth of them.")
+_DATA = flags.DEFINE_string(
+    "data", None, "Latents to learn from, embedded:digits or embedded:shapes; else the run's own."
+)
+_TEST_DATA = flags.DEFINE_string(
+    "test_data", None, "The same, to be tried on; else a fifth of --data is held out."
+)
 _NUM = flags.DEFINE_integer("num", 50_000, "Images of each set, drawn by the seed; 0 is all.")
 _PROTOCOL = flags.DEFINE_string(
     "protocol", "auto", "paper (80 epochs of Adam), quick (L-BFGS), or auto: by the data's size."

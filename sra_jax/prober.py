@@ -17,7 +17,7 @@ from sra_jax import workdir as workdirs
 from sra_jax.data.embedded import EMBEDDED, ensure_embedded
 from sra_jax.data.latents import LatentSource
 from sra_jax.data.loading import digest
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, expect_one_of
 from sra_jax.evaluation.feature_cache import FeatureCache, Shape, disk_failures_told
 from sra_jax.evaluation.features import Lens, Selection, place_params
 from sra_jax.evaluation.holdout import hold_out, open_fitting
@@ -106,6 +106,7 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
             *(f"{len(half.numbers):,}" for half in (train, test)),
             protocol,
         )
+        _log.info("always naming the majority class: %.1f %%", 100 * _majority(test))
         reports = []
         for step in steps:
             trained = workdirs.load_model(request.workdir, request.weights, step)
@@ -154,6 +155,9 @@ def _check(request: ProbeRequest) -> None:
         raise InputError(f"num is {request.num}, expected at least 0 (0 is all images)")
     if not 0 <= request.seed < 2**32:
         raise InputError(f"seed is {request.seed}, expected in [0, 2**32)")
+    for path in (request.data, request.test_data):
+        if path is not None and path.startswith("embedded:"):
+            expect_one_of("embedded set", path, EMBEDDED)
 
 
 def _choose_steps(request: ProbeRequest, workdir: epath.Path) -> list[int | None]:
@@ -294,9 +298,14 @@ def _summarise(plan: _Plan, experiment: Experiment, reports: list[dict]) -> dict
         "times": list(plan.times),
         "student_block": method.student_block if method else None,
         "teacher_block": method.teacher_block if method else None,
-        "chance": float(np.bincount(plan.test.labels).max() / len(plan.test.labels)),
+        "chance": _majority(plan.test),
         "checkpoints": reports,
     }
+
+
+def _majority(test: Selection) -> float:
+    """The share of the most frequent class."""
+    return float(np.bincount(test.labels).max() / len(test.labels))
 
 
 def _draw(
@@ -308,18 +317,18 @@ def _draw(
     grid = plots.Grid(plan.blocks, plan.times, report["student_block"], report["teacher_block"])
     accuracy = np.array([[cell["top1"] for cell in one["cells"]] for one in report["checkpoints"]])
     accuracy = accuracy.reshape(-1, len(plan.times), len(plan.blocks))
-    name, chance = Path(plan.request.workdir).resolve().name, report["chance"]
+    name, majority = Path(plan.request.workdir).resolve().name, report["chance"]
     weights = WEIGHTS_IN_TITLES[plan.request.weights]
     title = f"{name}, {weights} weights of step {trained.step:,}"
     figures = {
         "heatmap.png": plots.draw_heatmap(accuracy[-1], grid, f"Linear probe of {title}"),
-        "depth.png": plots.draw_depth(accuracy[-1], grid, chance, f"Linear probe of {title}"),
+        "depth.png": plots.draw_depth(accuracy[-1], grid, majority, f"Linear probe of {title}"),
         "pca.png": plots.draw_pca(*_map(plan, trained, shown), grid, f"PCA maps of {title}"),
     }
     if len(accuracy) > 1:
         steps = [one["step"] for one in report["checkpoints"]]
         figures["checkpoints.png"] = plots.draw_checkpoints(
-            accuracy, steps, grid, chance, f"Linear probe of {name}, {weights} weights"
+            accuracy, steps, grid, majority, f"Linear probe of {name}, {weights} weights"
         )
     for file, figure in figures.items():
         plots.save(figure, out / file)

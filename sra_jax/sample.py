@@ -8,6 +8,7 @@ What is not given (solver, steps, guidance) is as the run's config says.
 
 The .npz holds `arr_0`, uint8 [N, H, W, C], as the ADM evaluation suite reads it, and `labels`,
 int32 [N]. Chunks are kept in OUT.parts until all are done: the same command goes on after a kill.
+A finished OUT is drawn again by the same request of the same checkpoint; any other is refused.
 """
 
 from absl import flags

@@ -74,6 +74,8 @@ def sample(request: SampleRequest) -> None:
     _log.info("sampling with the %s weights of step %s", request.weights, f"{trained.step:,}")
     identity = _identity(request, experiment, trained.step)
     parts = PartStore(out, identity, alone=jax.process_index() == 0)
+    if out.exists():
+        _log.info("%s is there already, of the same request: drawing it again", out)
     drawing = make_drawing(experiment, trained.model, codec, labels, request.seed, request.chunk)
     _draw(drawing, trained.params, parts)
     multihost_utils.sync_global_devices("all chunks are drawn")

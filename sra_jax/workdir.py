@@ -203,9 +203,9 @@ def read(workdir: epath.Path) -> SavedRun:
         text = path.read_bytes()
     except FileNotFoundError:
         if not workdir.exists():
-            raise InputError(f"no workdir {workdir}; train first, or check --workdir") from None
+            raise InputError(f"no workdir {workdir}; train first, or check the path") from None
         raise InputError(
-            f"{workdir} holds no run ({CONFIG_FILE} is missing); check --workdir"
+            f"{workdir} holds no run ({CONFIG_FILE} is missing); check the path"
         ) from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None

@@ -14,6 +14,7 @@ import pytest
 from commands import DEADLINE, DIGITS, Forks, Kill, devices, digits, finish, saved_arrays, start
 from PIL import Image
 
+from sra_jax.data.embedded import EMBEDDED
 from sra_jax.data.latents import LatentSpec, open_latents, write_latents
 from sra_jax.data.pipeline import batches
 
@@ -74,6 +75,8 @@ def test_help_shows_an_example_and_the_flags(forks, name):
         "sample": "workdir out grid num labels solver steps guidance guidance_interval weights",
         "evaluate": "samples reference",
     }
+    if name == "evaluate":
+        assert all(embedded in result.out for embedded in EMBEDDED)
     for flag in expected[name].split():
         assert f"--{flag}: " in result.out
 
@@ -100,13 +103,37 @@ def train_flags(*flags, config="sit_sra", argument="S/2"):
 BAD_TRAIN = {
     "nothing": ([], "--config is missing", "--help"),
     "no workdir": ([DIGITS], "--workdir is missing", "--help"),
-    "no config": (["--config={tmp}/c.py", "--workdir={tmp}/new"], "{tmp}/c.py", "cannot load"),
+    "no config": (
+        ["--config={tmp}/c.py:XL/2", "--workdir={tmp}/new"],
+        "cannot load --config: No such file or directory: '{tmp}/c.py'; name a file",
+        "--config=configs/digits.py",
+    ),
+    "no config to change": (
+        ["--config={tmp}/c.py", "--workdir={tmp}/new", "--config.train.steps=3"],
+        "cannot load --config: No such file or directory: '{tmp}/c.py'; name a file",
+        "--config=configs/digits.py",
+    ),
+    "config folder": (["--config={tmp}", "--workdir={tmp}/new"], "Is a directory: '{tmp}'", "name"),
     "stray": (train_flags("steps=3"), "'steps=3'", "--name=value"),
     "flag": (train_flags("--wrkdir=x"), "wrkdir", "workdir"),
     "field": (train_flags("--config.model.dpth=3"), "'dpth'", "did you mean 'depth'"),
     "far field": (train_flags("--config.model.zzz=3"), "'zzz'", "config field"),
     "section": (train_flags("--config.modle.depth=3"), "'modle'", "'model'"),
-    "type": (train_flags("--config.model.depth=three"), "model.depth", "three"),
+    "type": (
+        train_flags("--config.model.depth=three"),
+        "model.depth=three, expected an",
+        "integer",
+    ),
+    "truth": (
+        train_flags("--config.train.skip_nonfinite=maybe"),
+        "cannot take --config.train.skip_nonfinite=maybe, expected True or False",
+        "--help",
+    ),
+    "whole section": (
+        train_flags("--config.train=3"),
+        "--config.train=3, expected a field",
+        "as in",
+    ),
     "weight": (train_flags("--config.sra.weight=nan"), "weight is nan", "at least 0"),
     "blocks": (train_flags("--config.sra.student_block=9"), "student block 9", "block 8"),
     "depth": (train_flags("--config.sra.teacher_block=13"), "is 13", "12 blocks"),
@@ -138,8 +165,11 @@ def test_train_refuses(forks, tmp_path, flags, value, advice):
 
 
 BROKEN_CONFIGS = {
-    "raises": ("def get_config(): raise ZeroDivisionError('no way')", "no way"),
-    "syntax": ("def get_config(: pass", "invalid syntax"),
+    "raises": (
+        "def get_config(): raise ZeroDivisionError('no way')",
+        "mine.py fails with ZeroDivisionError: no way; mend it, or name another",
+    ),
+    "syntax": ("def get_config(: pass", "mine.py fails with SyntaxError: invalid syntax"),
     "no function": ("x = 1", "get_config"),
     "no config": ("def get_config(): return {'a': 1}", "ConfigDict"),
     "empty": (
@@ -165,7 +195,9 @@ BAD_SAMPLE = {
     "no label": (["--labels=cats"], "'cats'", "balanced"),
     "num": (["--num=0"], "num 0", "at least 1"),
     "seed": (["--seed=-1"], "seed is -1", "[0, 2**32)"),
-    "text": (["--num=ten"], "ten", "num"),
+    "text": (["--num=ten"], "cannot take --num=ten, expected an integer", "--help"),
+    "empty": (["--num="], "cannot take --num=, expected an integer", "--help"),
+    "no number": (["--guidance=x"], "cannot take --guidance=x, expected a number", "--help"),
     "solver": (["--solver=ddim"], "'ddim'", "sde, euler, heun"),
     "steps": (["--steps=0"], "steps is 0", "at least 2"),
     "guidance": (["--guidance=0.5"], "guidance is 0.5", "at least 1"),
@@ -210,7 +242,7 @@ def test_evaluate_refuses(forks, tmp_path):
     good = tmp_path / "good.npz"
     np.savez(good, arr_0=np.zeros((3, 8, 8, 1), np.uint8), labels=np.zeros(3, np.int32))
     bad = {
-        "text.npz": (None, "not an .npz"),
+        "text.npz": (None, "not an .npz with arr_0 and labels (it holds text or Python objects"),
         "names.npz": ({"images": np.zeros(3)}, "arr_0"),
         "float.npz": ({"arr_0": np.zeros((3, 8, 8, 1)), "labels": np.zeros(3)}, "uint8"),
         "fewer.npz": ({"arr_0": np.zeros((3, 8, 8, 1), np.uint8), "labels": np.zeros(2)}, "(2,)"),
@@ -241,6 +273,16 @@ def test_samples_are_written_and_measured(forks, finished, tmp_path):
     assert written["arr_0"].dtype == np.uint8 and written["arr_0"].shape == (8, 8, 8, 1)
     np.testing.assert_array_equal(written["labels"], [3, 1, 4, 3, 1, 4, 3, 1])
     assert Image.open(grid).size == (8 * 50 + 2, 52)
+
+    before = out.read_bytes()
+    result = forks.run("sample", [*request, f"--out={out}"])
+    assert (result.code, result.err) == (0, "")
+    assert f"{out} is there already, of the same request: drawing it again" in result.out
+    assert out.read_bytes()[-64:] == before[-64:]  # which tells the request
+    np.testing.assert_array_equal(np.load(out)["arr_0"], written["arr_0"])
+    for change in ("--seed=1", "--num=7", "--step=3"):
+        refused = forks.run("sample", [*request, f"--out={out}", change])
+        assert_refused(refused, f"{out} holds what this request does not draw; choose another")
 
     older = tmp_path / "older.npz"
     result = forks.run("sample", [*request, f"--out={older}", "--weights=student", "--step=3"])
@@ -279,7 +321,7 @@ def test_train_refuses_data_that_do_not_fit(forks, tmp_path):
     records.write_bytes(records.read_bytes()[:1000])
     expected = {
         "empty": "holds no data set",
-        "file": "no directory",
+        "file": "is a file, expected the directory",
         "wide": "(16, 16, 1), the config expects (8, 8, 1)",
         "many": "20 classes, the config expects 10",
         "few": "5 records",

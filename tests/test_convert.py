@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import runpy
 from pathlib import Path
 
 import jax
@@ -21,16 +22,18 @@ from published import (
     without_head,
 )
 from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 
 from sra_jax import workdir as workdirs
 from sra_jax.converter import ConvertRequest, convert
 from sra_jax.data.latents import LatentSpec, write_latents
 from sra_jax.errors import InputError
-from sra_jax.models import DiffusionTransformer
+from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
 from sra_jax.models.layers import position_table
 from sra_jax.training.checkpoint import CheckpointStore
-from sra_jax.weights import from_torch
+from sra_jax.weights import from_torch, to_torch
+from sra_jax.weights.imported import latent_spec
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +191,10 @@ def test_there_and_back(request, tmp_path, kind, ending):
         assert_same_tree(loaded(again)[1], loaded(tmp_path / "run", weights)[1])
 
 
-def test_a_file_is_replaced_whole(tmp_path, sit, monkeypatch):
+def test_a_file_is_written_whole_and_never_overwritten(tmp_path, sit, monkeypatch):
     torch.save(tensors(sit.state_dict("student")), tmp_path / "x.pt")
     run(tmp_path / "x.pt", tmp_path / "run")
-    out = tmp_path / "out.safetensors"
-    out.write_text("older")
+    out = tmp_path / "made" / "for" / "out.safetensors"
 
     def fail(scratch, *rest):
         scratch.write_text("half")
@@ -201,10 +203,14 @@ def test_a_file_is_replaced_whole(tmp_path, sit, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
         patched.setattr("sra_jax.converter.write_checkpoint", fail)
         run(tmp_path / "run", out)
-    assert out.read_text() == "older"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "x.pt"]
     run(tmp_path / "run", out)
     assert_same_tensors(load_file(out), sit.state_dict("student"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.safetensors", "run", "x.pt"]
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r"out.safetensors is there already; choose another --out"):
+        run(tmp_path / "run", out, weights="student")
+    assert out.read_bytes() == before
 
 
 def test_projectors_are_kept_and_given_back(tmp_path, sit, caplog):
@@ -219,8 +225,8 @@ def test_projectors_are_kept_and_given_back(tmp_path, sit, caplog):
     assert_same_tensors(load_file(tmp_path / "dropped.safetensors"), expected)
     run(tmp_path / "x.pt", tmp_path / "kept", keep_projectors=True)
     for weights, state in {"ema": ema, "student": student}.items():
-        run(tmp_path / "kept", tmp_path / "kept.safetensors", weights=weights)
-        assert_same_tensors(load_file(tmp_path / "kept.safetensors"), state)
+        run(tmp_path / "kept", tmp_path / f"{weights}.safetensors", weights=weights)
+        assert_same_tensors(load_file(tmp_path / f"{weights}.safetensors"), state)
 
 
 def test_half_precision_is_told_and_widened(tmp_path, sit, caplog):
@@ -393,6 +399,7 @@ def test_sample_takes_a_converted_run(forks, tmp_path, sit):
     )
     assert (result.code, result.err) == (0, ""), result
     assert "recognised SRA's SiT: depth 4, width 32, 4 heads" in result.out
+    assert f"next: python -m sra_jax.sample --workdir={tmp_path}/run --out=samples" in result.out
     flags = [
         f"--workdir={tmp_path}/run",
         f"--out={tmp_path}/o.npz",
@@ -403,6 +410,25 @@ def test_sample_takes_a_converted_run(forks, tmp_path, sit):
     result = forks.run("sample", flags)
     assert (result.code, result.err) == (0, ""), result
     assert np.load(tmp_path / "o.npz")["arr_0"].shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("kind", ["sit", "dit"])
+def test_the_command_that_trains_it_further_is_told(tmp_path, kind, head, caplog):
+    """Of a published shape, and it is accepted: no refusal but that the data are missing."""
+    model = TransformerConfig(kind, 32, 2, 4, 384, 12, 6, 1000)
+    params = init_params(DiffusionTransformer(model), jax.random.key(0), head)
+    save_numpy(to_torch(jax.tree.map(np.asarray, params), model), tmp_path / "x.safetensors")
+    run(tmp_path / "x.safetensors", tmp_path / "run", num_heads=None)
+    told = [line.removeprefix("next: python -m sra_jax.") for line in caplog.messages]
+    told = {line.split()[0]: line.split()[1:] for line in told if "--workdir=" in line}
+    assert told["sample"][1:] == ["--vae=FOLDER", "--out=samples.npz"]
+    assert told["evaluate"][1:] == ["--vae=FOLDER", "--reference=FILE", "--inception=FILE"]
+    assert told["probe"] == [f"--workdir={tmp_path}/run", "--data=DIR"]
+    (path,) = [flag.removeprefix("--config=") for flag in told["train"] if "--config=" in flag]
+    file, _, argument = path.partition(":")
+    config = runpy.run_path(str(REPOSITORY / file))["get_config"](argument).to_dict()
+    workdirs.remember(workdirs.open_directory(str(tmp_path / "run")), config, latent_spec(model))
 
 
 def test_the_guidance_is_the_release_s(tmp_path, sit):
@@ -422,10 +448,36 @@ def test_the_guidance_is_the_release_s(tmp_path, sit):
 
 BAD = {
     "no file": ({"source": "none.pt"}, "no file {tmp}/none.pt"),
-    "another ending": ({"source": "x.ckpt"}, "are both directories"),
-    "two files": ({"out": "y.pt"}, "are both files"),
-    "two directories": ({"source": "", "out": "y"}, "are both directories"),
-    "no run": ({"source": "none", "out": "y.pt", "num_heads": None}, "no workdir {tmp}/none"),
+    "another ending": (
+        {"source": "x.ckpt"},
+        "neither --source={tmp}/x.ckpt nor --out={tmp}/run ends in",
+    ),
+    "two files": (
+        {"out": "y.pt"},
+        "--out={tmp}/y.pt end in .pt, .pth, .safetensors; expected one file",
+    ),
+    "two directories": ({"source": "", "out": "y.foo"}, "/y.foo ends in .pt, .pth"),
+    "a directory": ({"source": "dir.pt"}, "{tmp}/dir.pt is a directory, expected a file"),
+    "no run": (
+        {"source": "none", "out": "y.pt", "num_heads": None},
+        "no workdir {tmp}/none; train first, or check the path",
+    ),
+    "no workdir": (
+        {"source": "x.ckpt", "out": "y.pt", "num_heads": None},
+        "/x.ckpt is a file that does not end in .pt, .pth, .safetensors, expected a workdir",
+    ),
+    "a directory in the way": (
+        {"source": "none", "out": "dir.pt", "num_heads": None},
+        "cannot write {tmp}/dir.pt: it is a directory; name a file",
+    ),
+    "half a file, far away": (
+        {"source": "half.pt", "out": "made/for/run"},
+        "{tmp}/half.pt is not a whole PyTorch file: damaged, cut short or of another kind; fetch",
+    ),
+    "no run, far away": (
+        {"source": "dir.pt/none", "out": "made/for/y.pt", "num_heads": None},
+        "no workdir {tmp}/dir.pt/none",
+    ),
     "out is there": ({"out": ""}, "{tmp}/ is there already"),
     "heads": ({"num_heads": 0}, "num_heads is 0"),
     "heads that do not divide": ({"num_heads": 5}, "by the 5 heads"),
@@ -448,13 +500,18 @@ BAD = {
 @pytest.mark.parametrize("changes, part", BAD.values(), ids=BAD)
 def test_refuses(tmp_path, sit, changes, part):
     torch.save(tensors(sit.state_dict("student")), tmp_path / "x.pt")
+    whole = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "x.ckpt").write_bytes(whole)
+    (tmp_path / "dir.pt").mkdir()
+    before = sorted(tmp_path.rglob("*"))
     fields = {"source": "x.pt", "out": "run", "num_heads": 4} | changes
     paths = {name: f"{tmp_path}/{fields.pop(name)}" for name in ("source", "out")}
     with pytest.raises(InputError) as error:
         convert(ConvertRequest(**paths, **fields))
     assert part.format(tmp=tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 class Trap:
@@ -474,7 +531,10 @@ def test_the_command_refuses_in_one_line(forks, tmp_path):
         ([], "--source is missing"),
         ([f"--source={tmp_path}/resnet.pt", f"--out={tmp_path}/run"], "nearest is the layout of"),
         ([f"--source={tmp_path}/code.pt", f"--out={tmp_path}/run"], "holds code (posix.system)"),
-        ([f"--source={tmp_path}/cut.safetensors", f"--out={tmp_path}/run"], "damaged, cut short"),
+        (
+            [f"--source={tmp_path}/cut.safetensors", f"--out={tmp_path}/run"],
+            "not a whole safetensors",
+        ),
         ([f"--source={tmp_path}/resnet.pt", "--out=gs://b/run"], "expected a local path"),
     ):
         result = forks.run("convert", flags)

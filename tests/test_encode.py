@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from sra_jax.codecs import codec_from_name
 from sra_jax.data.crop import center_crop
+from sra_jax.data.embedded import EMBEDDED
 from sra_jax.data.latents import open_latents
 from sra_jax.encoder import EncodeRequest, EncodingJob, encode, open_producer
 from sra_jax.errors import InputError
@@ -211,8 +212,11 @@ def test_bad_requests_are_answered_in_one_line_and_touch_nothing(forks, tree, tm
         ({"codec": "pixel"}, "did you mean 'pixels'?"),
         ({"codec": "sd_vae"}, "codec sd_vae needs its weights"),
         ({"vae": "somewhere"}, "codec pixels has no weights"),
-        ({"resolution": 0}, "resolution is 0, expected an integer from 1 to 8192"),
-        ({"resolution": 8193}, "resolution is 8193, expected an integer from 1 to 8192"),
+        ({"resolution": 0}, "resolution is 0, expected 1 to 8192"),
+        ({"resolution": -256, "codec": "sd_vae"}, "resolution is -256, expected 1 to 8192"),
+        ({"resolution": 8193}, "resolution is 8193, expected 1 to 8192"),
+        ({"resolution": "x"}, "cannot take --resolution=x, expected an integer"),
+        ({"flip": "maybe"}, "cannot take --flip=maybe, expected True or False"),
         ({"out": tree[0] / "deeper/set"}, f"lies in the source {tree[0]}, expected a place"),
         ({"out": tree[0]}, f"lies in the source {tree[0]}, expected a place"),
         ({"source": "tfds:cifar10", "data_dir": out}, "cannot open tfds:cifar10 in"),
@@ -235,6 +239,7 @@ def test_help_shows_examples_and_flags(forks):
         assert f"--{flag}: " in result.out
     assert "--[no]flip: " in result.out and "--[no]skip_bad: " in result.out
     assert "python -m sra_jax.encode --source=" in result.out
+    assert all(name in result.out for name in EMBEDDED)
 
 
 def test_the_command_says_what_it_does_and_may_be_run_again(forks, tree, tmp_path):

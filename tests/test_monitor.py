@@ -161,14 +161,24 @@ def test_history_ranks_what_is_alike(tmp_path):
 @pytest.mark.parametrize(
     ("evaluation", "message"),
     [
-        ({"grid_every": -1}, "grid_every -1, .* must be at least 0"),
+        ({"grid_every": -1}, r"grid_every is -1, expected at least 0 \(0 is never\)$"),
+        ({"fid_every": -2}, r"fid_every is -2, expected at least 0 \(0 is never\)$"),
+        ({"fid_images": 1}, "fid_images is 1, expected at least 2$"),
         ({"fid_every": 2}, "fid_every needs evaluation.reference"),
         (
             {"fid_every": 3, **PROBE},
             "fid_every is 3, expected a multiple of train.checkpoint_every",
         ),
         ({"features": "pixels"}, "unknown evaluation.features 'pixels'"),
-        ({"fid_every": 2, "reference": "x"}, "needs --inception=FILE"),
+        (
+            {"fid_every": 2, "reference": "x"},
+            "^--config.evaluation.features=inception needs --config.evaluation.inception=FILE",
+        ),
+        (
+            {"fid_every": 2, **PROBE, "inception": "x"},
+            "^--config.evaluation.inception=x is .* but --config.evaluation.features is probe",
+        ),
+        ({"grid_every": 2, "vae": "x"}, "no weights, but --config.evaluation.vae is x"),
         ({"fid_every": 2, **PROBE, "reference": "none.npz"}, "no file none.npz"),
     ],
 )

@@ -51,7 +51,7 @@ def test_without_a_run_it_says_what_to_do(tmp_path, monkeypatch):
         execute(notebook, monkeypatch)
     (error,) = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
     (line,) = error.traceback
-    assert line == f"error: no workdir {tmp_path / 'none'}; train first, or check --workdir"
+    assert line == f"error: no workdir {tmp_path / 'none'}; train first, or check the path"
 
 
 def test_it_holds_no_logic():

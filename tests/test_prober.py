@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sra_jax import workdir as workdirs
 from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import EMBEDDED
 from sra_jax.errors import InputError, RunError
 from sra_jax.evaluation import survey
 from sra_jax.outputs import claimed
@@ -183,7 +184,10 @@ BAD = {
     "protocol": (["--protocol=papers"], "'papers'", "did you mean 'paper'"),
     "image": (["--images=1797"], "no image 1797", "0 to 1796"),
     "seed": (["--seed=-1"], "seed is -1", "[0, 2**32)"),
-    "data": (["--data={tmp}/none"], "{tmp}/none", "data set"),
+    "data": (["--data={tmp}/none"], "no directory {tmp}/none", "data set"),
+    "file": (["--data={tmp}/file"], "{tmp}/file is a file", "directory of a latent data set"),
+    "folder": (["--test_data={tmp}"], "{tmp} is a directory that", "expected one of latents"),
+    "embedded": (["--data=embedded:digit"], "'embedded:digit'", "did you mean 'embedded:digits'"),
     "test data": (["--test_data={tmp}/none"], "{tmp}/none", "data set"),
     "out": (["--out={tmp}/file/probe"], "{tmp}/file/probe", "cannot write"),
     "bucket": (["--out=gs://b/probe"], "gs://b/probe", "local path"),
@@ -217,6 +221,7 @@ def test_help_shows_an_example_and_the_flags(forks):
     result = forks.run("probe", ["--help"])
     assert (result.code, result.err) == (0, "")
     assert "python -m sra_jax.probe --workdir=" in result.out
+    assert all(name in result.out for name in EMBEDDED)
     for flag in [
         "workdir",
         "blocks",
@@ -238,6 +243,7 @@ def test_the_command_probes_and_says_what_it_found(forks, digits_run, tmp_path):
     result = forks.run("probe", flags)
     assert (result.code, result.err) == (0, "")
     assert "400 to learn from, 100 held out; paper protocol" in result.out
+    assert "always naming the majority class: 1" in result.out  # 10 % or somewhat more
     assert "ema weights of step 120" in result.out and f"{tmp_path}/out/heatmap.png" in result.out
     found = json.loads((tmp_path / "out/probe.json").read_text())
     assert (found["blocks"], found["times"], found["protocol"]) == ([3], [0.2], "paper")

@@ -228,9 +228,13 @@ def read_spec(directory: Path) -> LatentSpec:
         InputError: there is none, it is damaged, or a newer version wrote it.
     """
     if not directory.is_dir():
-        raise InputError(f"no directory {directory}, expected a latent data set; check the path")
+        found = f"{directory} is a file" if directory.exists() else f"no directory {directory}"
+        raise InputError(f"{found}, expected the directory of a latent data set; check the path")
     if not (directory / "dataset_info.json").is_file():
-        raise InputError(f"{directory} holds no data set; write one with sra_jax.encode")
+        raise InputError(
+            f"{directory} is a directory that holds no data set, expected one of latents; write "
+            "it with sra_jax.encode"
+        )
     metadata = _metadata(directory)
     if metadata is None:
         raise InputError(

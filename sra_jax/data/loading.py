@@ -1,6 +1,7 @@
 """From numbered items, images or files of latents, to stacked batches, read ahead by threads."""
 
 import hashlib
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,6 +18,18 @@ Result = TypeVar("Result")
 
 class BadItemError(Exception):
     """An item that cannot be used; says why in one line, but not which one it is."""
+
+
+def why_unreadable(error: Exception) -> str:
+    """What `error` of `np.load`, or of reading an .npz, says about the file, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if "pickle" in text:  # numpy takes all that it does not know for that
+        return "it holds text or Python objects, not arrays of numbers"
+    if isinstance(error, zipfile.BadZipFile) and "not a zip" in text:
+        return "it is of another kind, or cut short"
+    return text
 
 
 @dataclass(frozen=True)

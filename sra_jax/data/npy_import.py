@@ -19,7 +19,7 @@ import numpy as np
 
 from sra_jax.codecs.sd_vae import SDVAECodec, VAEConfig
 from sra_jax.data.latents import Batch
-from sra_jax.data.loading import BadItemError, Loader, digest
+from sra_jax.data.loading import BadItemError, Loader, digest, why_unreadable
 from sra_jax.data.spec import MAX_CLASSES, LatentSpec
 from sra_jax.errors import InputError
 
@@ -118,7 +118,7 @@ def _load(path: Path) -> np.ndarray:
     try:
         moments = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BadItemError(f"unreadable: {error}") from error
+        raise BadItemError(f"unreadable: {why_unreadable(error)}") from error
     if not isinstance(moments, np.ndarray) or moments.dtype.kind != "f":
         raise BadItemError("not an array of floating-point numbers")
     if not np.isfinite(moments).all():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sra_jax.data.crop import read_image
 from sra_jax.data.embedded import EMBEDDED, EMBEDDED_NAMES
-from sra_jax.data.loading import BadItemError, digest
+from sra_jax.data.loading import BadItemError, digest, why_unreadable
 from sra_jax.data.spec import MAX_CLASSES
 from sra_jax.errors import InputError
 
@@ -63,8 +63,9 @@ def open_source(text: str, data_dir: str | None = None) -> Source:
         return _open_npz(Path(text))
     if os.path.isdir(text):
         return FolderSource(Path(text))
+    found = f"{text} is a file of another kind" if os.path.isfile(text) else f"no source {text!r}"
     raise InputError(
-        f"no source {text!r}, expected tfds:NAME, a folder, a .npz file, npy:FOLDER or "
+        f"{found}, expected tfds:NAME, a folder, a .npz file, npy:FOLDER or "
         f"{EMBEDDED_NAMES}; check the path"
     )
 
@@ -229,7 +230,9 @@ def _open_npz(path: Path) -> ArraySource:
     except InputError:
         raise
     except Exception as error:  # zip, header and value errors alike
-        raise InputError(f"cannot read {path}: {error}; check the file") from error
+        raise InputError(
+            f"cannot read {path} as an .npz of images ({why_unreadable(error)}); check the file"
+        ) from error
 
 
 @contextlib.contextmanager

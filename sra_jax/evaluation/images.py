@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from sra_jax.data.embedded import EMBEDDED, EMBEDDED_NAMES
-from sra_jax.data.loading import BadItemError, map_ahead
+from sra_jax.data.loading import BadItemError, map_ahead, why_unreadable
 from sra_jax.data.sources import TFDS_PREFIX, open_source
 from sra_jax.errors import InputError
 
@@ -70,9 +70,10 @@ def load_labelled(path: str) -> tuple[np.ndarray, np.ndarray]:
     if path in EMBEDDED:
         return EMBEDDED[path].load()
     if not Path(path).is_file():
+        found = f"{path} is a directory" if Path(path).is_dir() else f"no file {path}"
         raise InputError(
-            f"no file {path}, expected an .npz with {IMAGES} and labels, {EMBEDDED_NAMES}, to "
-            "measure without --inception; write it with sra_jax.sample, or check the path"
+            f"{found}, expected an .npz with {IMAGES} and labels, {EMBEDDED_NAMES}, to measure "
+            "without --inception; write it with sra_jax.sample, or check the path"
         )
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -81,8 +82,10 @@ def load_labelled(path: str) -> tuple[np.ndarray, np.ndarray]:
         with loaded as arrays:
             images, labels = arrays[IMAGES], arrays["labels"]
     except BROKEN as error:
-        reason = first_line(error)
-        raise InputError(f"{path} is not an .npz with {IMAGES} and labels ({reason})") from None
+        raise InputError(
+            f"{path} is not an .npz with {IMAGES} and labels ({why_unreadable(error)}); write one "
+            "with sra_jax.sample, or check the path"
+        ) from None
     if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
         raise InputError(
             f"{path} holds {IMAGES} {images.dtype} {images.shape} and labels {labels.shape}, "
@@ -133,7 +136,10 @@ class NpzImages:
             with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
                 header = _read_header(file)
         except BROKEN as error:
-            raise InputError(f"{path} is not an .npz with {IMAGES} ({first_line(error)})") from None
+            raise InputError(
+                f"{path} is not an .npz with {IMAGES} ({why_unreadable(error)}); name one, or a "
+                "folder of images"
+            ) from None
         if header.fortran_order:
             raise InputError(f"{path} holds {IMAGES} in Fortran order; save it in C order")
         _check(str(path), header.dtype, header.shape)
@@ -152,7 +158,7 @@ class NpzImages:
                     yield in_colour(np.frombuffer(data, np.uint8).reshape(shape))
         except BROKEN as error:
             raise InputError(
-                f"{self._path} is damaged ({first_line(error)}); write it again"
+                f"{self._path} is damaged ({why_unreadable(error)}); write it again"
             ) from None
 
 
@@ -193,11 +199,6 @@ class SourceImages:
 def describe_size(shape: tuple[int, ...]) -> str:
     """Height and width, the first two of `shape`, as people write them: "256x256"."""
     return "x".join(map(str, shape[:2]))
-
-
-def first_line(error: Exception) -> str:
-    """What `error` says, in one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class _Header(NamedTuple):

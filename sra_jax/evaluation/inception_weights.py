@@ -37,7 +37,8 @@ def load_inception(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no Inception file {path}: {HOW_TO_FETCH}")
+        found = f"{path} is a directory" if path.is_dir() else f"no file {path}"
+        raise InputError(f"{found}, expected Inception's weights: {HOW_TO_FETCH}")
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in (".pth", ".pt"):
@@ -130,5 +131,6 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor.numpy() for name, tensor in state.items()}
     except Exception as error:  # of a dozen kinds, with pages of advice
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path} is no state dict ({reason}): {HOW_TO_FETCH}") from error
+        raise InputError(
+            f"{path} is not a whole PyTorch file of weights: {HOW_TO_FETCH}"
+        ) from error

@@ -34,9 +34,8 @@ class Judge:
     def measure(self, images: ImageSet) -> dict[str, float]:
         """The metrics of `images` against the reference."""
         features = extract(self.network, images, jax.local_devices())
-        numbers = compare(
-            summarise(images.name, features, self.metrics), self.summary, self.metrics
-        )
+        measured = summarise(images.name, features, self.metrics, published=not self.prefix)
+        numbers = compare(measured, self.summary, self.metrics)
         return {self.prefix + name: number for name, number in numbers.items()}
 
 
@@ -78,5 +77,5 @@ def probe_judge(reference: Reference, labels: np.ndarray, metrics: Collection[st
     classifier = train_classifier(images, labels, len(classes))
     # Trained in each process, it would differ in its last bits.
     network = Network(classifier.network, multihost_utils.broadcast_one_to_all(classifier.params))
-    summary = complete(reference, network, jax.local_devices(), metrics)
+    summary = complete(reference, network, jax.local_devices(), metrics, published=False)
     return Judge(network, summary, tuple(metrics), PROBE)

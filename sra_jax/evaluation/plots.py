@@ -69,8 +69,9 @@ def draw_heatmap(accuracy: np.ndarray, grid: Grid, title: str) -> Figure:
     return figure
 
 
-def draw_depth(accuracy: np.ndarray, grid: Grid, chance: float, title: str) -> Figure:
-    """Accuracy [times, blocks] in [0, 1] against depth, a line for each time."""
+def draw_depth(accuracy: np.ndarray, grid: Grid, majority: float, title: str) -> Figure:
+    """Accuracy [times, blocks] in [0, 1] against depth, a line for each time, and one at the share
+    `majority` of the most frequent class, which is what always naming it gives."""
     figure = Figure(
         figsize=(max(5.4, 2.8 + 0.25 * len(grid.blocks)), 3.8), dpi=DPI, layout="constrained"
     )
@@ -79,7 +80,7 @@ def draw_depth(accuracy: np.ndarray, grid: Grid, chance: float, title: str) -> F
         axes.plot(
             grid.blocks, 100 * accuracy[row], label=f"t = {time:g}", **_style(row, grid.times)
         )
-    _draw_chance(axes, chance)
+    _draw_majority(axes, majority)
     for block, role in grid.roles().items():
         axes.axvline(block, color="0.35", lw=1, ls="--", zorder=0)
         axes.annotate(
@@ -97,7 +98,7 @@ def draw_depth(accuracy: np.ndarray, grid: Grid, chance: float, title: str) -> F
 
 
 def draw_checkpoints(
-    accuracy: np.ndarray, steps: Sequence[int], grid: Grid, chance: float, title: str
+    accuracy: np.ndarray, steps: Sequence[int], grid: Grid, majority: float, title: str
 ) -> Figure:
     """Accuracy [steps, times, blocks] in [0, 1] of the aligned blocks as a run goes on.
 
@@ -112,7 +113,7 @@ def draw_checkpoints(
         for row, time in enumerate(grid.times):
             values = 100 * accuracy[:, row, column]
             axes.plot(steps, values, label=f"t = {time:g}", **_style(row, grid.times))
-        _draw_chance(axes, chance)
+        _draw_majority(axes, majority)
         axes.set_xlabel("training step")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         _finish(axes, f"block {block}, {role}", accuracy.max(), pad=6)
@@ -194,8 +195,8 @@ def _style(row: int, times: Sequence[float]) -> Mapping[str, object]:
     return {"color": colour, "marker": MARKERS[row % len(MARKERS)], "lw": 2, "ms": 5}
 
 
-def _draw_chance(axes: Axes, chance: float) -> None:
-    axes.axhline(100 * chance, color="0.5", lw=1, ls=":", label="chance", zorder=0)
+def _draw_majority(axes: Axes, majority: float) -> None:
+    axes.axhline(100 * majority, color="0.5", lw=1, ls=":", label="majority class", zorder=0)
 
 
 def _finish(axes: Axes, title: str, top: float, pad: float = 20) -> None:

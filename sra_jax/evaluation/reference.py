@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sra_jax.data.loading import why_unreadable
 from sra_jax.errors import InputError
 from sra_jax.evaluation.extraction import Network, extract
 from sra_jax.evaluation.images import (
@@ -23,7 +24,6 @@ from sra_jax.evaluation.images import (
     ImageSet,
     NpzImages,
     describe_size,
-    first_line,
     open_images,
 )
 from sra_jax.evaluation.inception import POOL_WIDTH, SPATIAL_WIDTH
@@ -70,7 +70,10 @@ def open_reference(path: str, metrics: Collection[str]) -> Reference:
     except InputError:
         raise
     except BROKEN as error:
-        raise InputError(f"{path} is damaged or holds objects ({first_line(error)})") from None
+        raise InputError(
+            f"{path} is damaged or holds other arrays ({why_unreadable(error)}); take another "
+            "reference"
+        ) from None
     left = "pr" in metrics and summary.points is None
     return Reference(
         path, summary, images if left else None, images.resolution if images else resolution
@@ -88,15 +91,20 @@ def expect_one_size(name: str, resolution: tuple[int, int], reference: Reference
 
 
 def complete(
-    reference: Reference, network: Network, devices: Sequence[jax.Device], metrics: Collection[str]
+    reference: Reference,
+    network: Network,
+    devices: Sequence[jax.Device],
+    metrics: Collection[str],
+    published: bool = True,
 ) -> Summary:
-    """All that `metrics` need of the reference; measures with `network` what is left."""
+    """All that `metrics` need of the reference; measures with `network` what is left, `published`
+    as in `summarise`."""
     if reference.images is None:
         return reference.summary
     left = [metric for metric, field in NEEDS.items() if metric in metrics]
     left = [metric for metric in left if getattr(reference.summary, NEEDS[metric]) is None]
     features = extract(network, reference.images, devices)
-    measured = summarise(reference.name, features, left)
+    measured = summarise(reference.name, features, left, published)
     return Summary(
         *(b if a is None else a for a, b in zip(reference.summary, measured, strict=True))
     )
@@ -152,7 +160,7 @@ def _read(
     """Array `name`; `shape` has None where any number will do."""
     if name not in arrays:
         raise InputError(
-            f"{path} lacks {name}; leave what needs it out of --metrics, or take another reference"
+            f"{path} lacks {name}; leave out the metrics that need it, or take another reference"
         )
     array = arrays[name]
     expected = shape if None not in shape else (len(array) if array.ndim else 0, *shape[1:])

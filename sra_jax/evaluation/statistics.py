@@ -82,14 +82,15 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     return float(max(distance, 0.0))
 
 
-def warn_of_bias(metric: str, count: int, dimensions: int) -> None:
-    """Logs a warning if `count` images are too few for a covariance of `dimensions` features."""
+def warn_of_bias(metric: str, count: int, dimensions: int, published: bool = True) -> None:
+    """Logs a warning if `count` images are too few for a covariance of `dimensions` features,
+    which papers compare if `published`."""
     if count <= dimensions:
+        compared = "50,000 to compare with papers" if published else "equally many in each set"
         _log.warning(
             "warning: %s is biased upward: %s images give a singular covariance of %s features; "
-            "use more than %s, and 50,000 to compare with papers",
+            "use more than %s, and %s",
             metric,
-            f"{count:,}",
-            f"{dimensions:,}",
-            f"{dimensions:,}",
+            *(f"{number:,}" for number in (count, dimensions, dimensions)),
+            compared,
         )

@@ -55,8 +55,11 @@ def parse_metrics(text: str) -> tuple[str, ...]:
     return tuple(metric for metric in METRICS if metric in names)
 
 
-def summarise(name: str, batches: Iterable[Features], metrics: Collection[str]) -> Summary:
-    """What `metrics` need of a set called `name`; warns where it is too small for a covariance.
+def summarise(
+    name: str, batches: Iterable[Features], metrics: Collection[str], published: bool = True
+) -> Summary:
+    """What `metrics` need of a set called `name`; warns where it is too small for a covariance,
+    and, of features that papers too compare (`published`), of how many images they take.
 
     Each process gives the features of its part of the set; all get the summary of the whole.
     """
@@ -76,7 +79,8 @@ def summarise(name: str, batches: Iterable[Features], metrics: Collection[str]) 
     moments, rows = _join_processes(moments, rows)
     gaussians = {metric: taken.gaussian() for metric, taken in moments.items()}
     for metric, taken in moments.items():
-        warn_of_bias(f"{LABELS[metric]} of {name}", taken.count, len(gaussians[metric].mean))
+        width = len(gaussians[metric].mean)
+        warn_of_bias(f"{LABELS[metric]} of {name}", taken.count, width, published)
     return Summary(
         gaussians.get("fid"), gaussians.get("sfid"), rows.get("pr"), logits=rows.get("is")
     )

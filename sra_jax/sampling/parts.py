@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -27,12 +28,16 @@ class PartStore:
     that draw together, one asks for that.
 
     Raises:
-      InputError: the chunks there belong to another `request`, another process draws them, or they
-        cannot be kept there.
+      InputError: the chunks there, or `out`, belong to another `request`, another process draws
+        them, or they cannot be kept there.
     """
 
     def __init__(self, out: Path, request: Mapping[str, Any], alone: bool = True):
-        self._out = out
+        self._out, self._seal = out, _seal(request)
+        if out.exists() and _seal_of(out) != self._seal:
+            raise InputError(
+                f"{out} holds what this request does not draw; choose another --out, or remove it"
+            )
         self._directory = out.with_name(f"{out.name}.parts")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -91,6 +96,7 @@ class PartStore:
                         file.write(chunk.tobytes())
                 with archive.open("labels.npy", "w") as file:
                     np.save(file, labels, allow_pickle=False)
+                archive.comment = self._seal
             _flush(whole)
         os.replace(scratch, self._out)
 
@@ -111,6 +117,20 @@ class PartStore:
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:06d}.npy"
+
+
+def _seal(request: Mapping[str, Any]) -> bytes:
+    """What the images of `request` are known by, in the comment of their .npz."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest().encode()
+
+
+def _seal_of(path: Path) -> bytes | None:
+    """That of the images at `path`; None of something else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment
+    except (OSError, zipfile.BadZipFile):
+        return None
 
 
 def share(numbers: Sequence[int], index: int, count: int) -> list[int]:

@@ -79,8 +79,10 @@ def read_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
         is not installed.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory, expected a file; name one, or rename the workdir")
     if not path.is_file():
-        raise InputError(f"no file {path}; check --source")
+        raise InputError(f"no file {path}; check the path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix not in TORCH_ENDINGS:
@@ -126,7 +128,7 @@ def _read_safetensors(path: Path) -> TorchCheckpoint:
         file = safe_open(path, framework="numpy")  # closed when its last tensor is gone
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise _damaged(path, error) from None
+        raise _damaged(path, "safetensors") from error
     tensors = {
         name: FileTensor(
             name,
@@ -155,7 +157,7 @@ def _load_torch(path: Path, mapped: bool) -> Any:
             "argparse.Namespace are read; save its state dict alone, or fetch it again"
         ) from None
     except Exception as error:  # of a dozen kinds, with pages of advice
-        raise _damaged(path, error) from None
+        raise _damaged(path, "PyTorch") from error
 
 
 def _checkpoint_of(content: Any, path: Path, mapped: bool) -> TorchCheckpoint:
@@ -229,6 +231,7 @@ def _name(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
-    reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-    return InputError(f"{path} is damaged, cut short or no such file ({reason}); fetch it again")
+def _damaged(path: Path, kind: str) -> InputError:
+    return InputError(
+        f"{path} is not a whole {kind} file: damaged, cut short or of another kind; fetch it again"
+    )

@@ -123,7 +123,9 @@ def test_a_flipped_bit_is_found_by_the_read_that_meets_it(written):
 def test_directories_without_latents(tmp_path, written):
     with pytest.raises(InputError, match="no directory"):
         open_latents(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds no data set"):
+    with pytest.raises(InputError, match=f"{__file__} is a file, expected the directory of a"):
+        open_latents(__file__)
+    with pytest.raises(InputError, match="is a directory that holds no data set, expected one of"):
         open_latents(tmp_path)
     (written[0] / "metadata.json").unlink()
     with pytest.raises(InputError, match="not of latents"):

@@ -74,6 +74,10 @@ def test_trees_that_are_none_are_refused(tree, tmp_path):
         open_source(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="no source '/nowhere', expected tfds:NAME"):
         open_source("/nowhere")
+    with pytest.raises(InputError, match=f"{__file__} is a file of another kind, expected tfds:"):
+        open_source(__file__)
+    with pytest.raises(InputError, match=r"nowhere.npz as an .npz .*\(No such file or directory\)"):
+        open_source("/nowhere.npz")
     with pytest.raises(InputError, match="--data_dir is of tfds:NAME"):
         open_source(str(tree), data_dir="somewhere")
 
@@ -107,7 +111,7 @@ def test_an_npz_without_labels_is_one_class(tmp_path):
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.zeros(3, int)}, "holds labels"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, -1])}, "holds labels"),
         ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8), "labels": np.array([2**40])}, "below 1000000"),
-        ({"arr_0": np.array([{}])}, "cannot read .*set.npz"),
+        ({"arr_0": np.array([{}])}, r"cannot read .*set.npz .*\(it holds text or Python objects"),
     ],
 )
 def test_an_npz_of_something_else_is_refused(tmp_path, arrays, message):

@@ -143,6 +143,18 @@ def test_few_images_are_warned_of(capsys, caplog, sets, tmp_path):
     measure(capsys, samples=sets[0], reference=few, metrics="fid,sfid")
     assert f"FID of {few} is biased upward: 10 images" in caplog.text
     assert caplog.text.count("biased") == 1  # more than the spatial features, and the samples
+    assert "50,000 to compare with papers" in caplog.text
+
+
+def test_few_images_of_a_probe_are_not_compared_with_papers(capsys, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("sra_jax.evaluation.classifier.STEPS", 1)
+    monkeypatch.setattr("sra_jax.evaluation.classifier.EPOCHS", 0)
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), np.uint8)
+    path = str(tmp_path / "few.npz")
+    np.savez(path, arr_0=images, labels=np.arange(20) % 2)
+    evaluate(EvaluateRequest(samples=path, reference=path, features="probe", metrics="fid"))
+    assert caplog.text.count("20 images give a singular covariance of 64 features") == 2
+    assert caplog.text.count("equally many in each set") == 2 and "papers" not in caplog.text
 
 
 @pytest.mark.parametrize("count", [2, 8, 30])
@@ -188,13 +200,18 @@ def test_what_cannot_be_is_refused(sets, tmp_path):
         ({"reference": real}, "--samples or --workdir is missing"),
         (both | {"workdir": "runs/x"}, "exclude each other"),
         (both | {"metrics": "fid,ips"}, "unknown metric 'ips', expected one of fid, sfid, is, pr"),
+        (both | {"metrics": ""}, "unknown metric '', expected one of fid, sfid, is, pr"),
+        (both | {"reference": __file__}, r"test_evaluator.py is not an .npz with arr_0 \(it is of"),
         (both | {"save_reference": "x.pt"}, "'x.pt' does not end in .npz"),
         (both | {"save_reference": f"{tmp_path}/file/x.npz"}, "cannot write"),
         (both | {"reference": f"{tmp_path}/mu.npz"}, "mu.npz lacks mu_s; leave"),
         (both | {"reference": f"{tmp_path}/mu.npz", "metrics": "pr"}, "mu.npz lacks points"),
         (stored | {"reference": f"{tmp_path}/flat.npz"}, r"sigma float64 \(10,\), .* \[10, 10\]"),
         (stored | {"reference": f"{tmp_path}/nan.npz"}, r"expected finite numbers \[10\]"),
-        (stored | {"reference": f"{tmp_path}/objects.npz"}, "objects.npz is damaged or holds obj"),
+        (
+            stored | {"reference": f"{tmp_path}/objects.npz"},
+            r"objects.npz is damaged .*\(it holds text or Python obj",
+        ),
         (both | {"samples": f"{tmp_path}/mu.npz"}, "mu.npz is not an .npz with arr_0"),
         (both | {"samples": "embedded:digits"}, "embedded:digits holds images of 8x8"),
         ({"reference": real, "workdir": f"{tmp_path}/none"}, "no workdir"),
@@ -205,8 +222,10 @@ def test_what_cannot_be_is_refused(sets, tmp_path):
     for name in ("workdir", "metrics", "save_reference"):
         with pytest.raises(InputError, match=f"--{name}=x .*fetch https://"):
             evaluate(EvaluateRequest(reference=real, **{name: "x"}))
-    with pytest.raises(InputError, match=r"no file .*, expected an .npz with arr_0 and labels"):
-        evaluate(EvaluateRequest(reference=real, samples=str(tmp_path)))
+    for path, found in {tmp_path: "is a directory", tmp_path / "none": "no file"}.items():
+        expected = f"{found}.*, expected an .npz with arr_0 and labels, embedded:digits or embedded"
+        with pytest.raises(InputError, match=expected):
+            evaluate(EvaluateRequest(reference=real, samples=str(path)))
 
 
 def test_what_pixels_cannot_measure_is_refused(tmp_path):
@@ -228,6 +247,7 @@ def test_what_pixels_cannot_measure_is_refused(tmp_path):
         ({"reference": write("black", 0 * images)}, "black.npz holds 20 images, .* not all alike"),
         ({"reference": write("few", images[:3], labels[:3])}, "few.npz holds 3 images, .* least 4"),
         ({"samples": f"{tmp_path}/array.npz"}, r"array.npz is not an .npz .*\(it is a .npy"),
+        ({"reference": __file__}, r".py is not an .npz .* \(it holds text or Python objects, not"),
         ({"samples": write("floats", labels=labels / 2)}, "labels float64, expected integers"),
         ({"samples": write("words", labels=labels.astype(str))}, "labels <U21, expected integers"),
         ({"samples": write("more", labels=labels + 1)}, "more.npz holds label 2, which .*good.npz"),

@@ -117,8 +117,9 @@ def test_other_files_are_refused(monkeypatch, tmp_path):
     for name in ("bad.pth", "bad.safetensors", "bad.pb"):
         (tmp_path / name).write_text("not weights")
     for name, message in {
-        "none.pth": r"no Inception file .*none.pth: fetch https://.*6726825d.pth",
-        "bad.pth": r"bad.pth is no state dict \(not a zip\): fetch https://",
+        "none.pth": r"no file .*none.pth, expected Inception's .*: fetch https://.*6726825d.pth",
+        "": f"{tmp_path} is a directory, expected Inception's weights: fetch https://",
+        "bad.pth": r"bad.pth is not a whole PyTorch file of weights: fetch https://",
         "bad.safetensors": "bad.safetensors is damaged",
         "bad.pb": r"must end in .pth or .safetensors: fetch https://",
     }.items():

@@ -46,12 +46,12 @@ def test_an_aligned_block_that_was_not_probed_is_not_marked():
     assert plain.roles() == {}
 
 
-def test_depth_curves_show_each_time_and_chance():
+def test_depth_curves_show_each_time_and_the_majority_class():
     figure = plots.draw_depth(ACCURACY, GRID, 0.1, "a run")
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
     np.testing.assert_allclose(lines["t = 0.1"], 100 * ACCURACY[0])
     np.testing.assert_allclose(lines["t = 0.5"], 100 * ACCURACY[1])
-    np.testing.assert_allclose(lines["chance"], 10)
+    np.testing.assert_allclose(lines["majority class"], 10)
     assert figure.axes[0].get_ylim()[1] > 70
 
 

@@ -148,3 +148,6 @@ def test_few_images_are_warned_of(caplog):
     assert not caplog.records
     warn_of_bias("FID", 2048, 2048)
     assert "FID is biased upward: 2,048 images" in caplog.text and "50,000" in caplog.text
+    caplog.clear()
+    warn_of_bias("FID", 64, 64, published=False)
+    assert "use more than 64, and equally many" in caplog.text and "papers" not in caplog.text

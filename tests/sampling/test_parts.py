@@ -75,6 +75,21 @@ def test_parts_of_another_request_are_refused(out):
     PartStore(out, REQUEST)
 
 
+def test_finished_images_are_replaced_by_the_same_request_alone(out):
+    for _ in range(2):
+        store = PartStore(out, REQUEST)
+        store.save(0, draw(0))
+        store.merge(np.arange(4))
+    before = out.read_bytes()
+    for change in ({"seed": 1}, {"num": 4}):
+        refusal(InputError, "out.npz holds what", PartStore, out, REQUEST | change)
+    np.savez(out, arr_0=draw(0))  # somebody else's
+    refusal(InputError, "does not draw; choose another --out", PartStore, out, REQUEST)
+    out.write_bytes(before[:-9])
+    refusal(InputError, "or remove it", PartStore, out, REQUEST)
+    assert [path.name for path in out.parent.iterdir()] == ["out.npz"]
+
+
 def test_a_file_in_the_way_of_parts_is_refused(out):
     out.with_name("out.npz.parts").touch()
     refusal(InputError, "cannot keep parts in .*; remove it", PartStore, out, REQUEST)
