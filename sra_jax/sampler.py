@@ -26,7 +26,6 @@ from sra_jax.sampling.generate import choose_labels, make_sampler
 from sra_jax.sampling.grid import MAX_IMAGES, save_grid
 from sra_jax.sampling.parts import PartStore, share
 
-
 _log = logging.getLogger(__name__)
 
 
