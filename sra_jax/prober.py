@@ -26,6 +26,7 @@ from sra_jax.evaluation.probe import PROTOCOLS, choose_protocol
 from sra_jax.evaluation.spectra import alignment
 from sra_jax.evaluation.survey import Half, fill, survey
 from sra_jax.experiment import Experiment
+from sra_jax.files import replacing
 from sra_jax.outputs import claimed, writable_directory
 from sra_jax.parallel import MeshConfig, make_mesh
 from sra_jax.training.checkpoint import CheckpointStore
@@ -113,9 +114,8 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
         report = _summarise(plan, experiment, reports)
         with disk_failures_told(out):
             report["pictures"] = _draw(plan, report, trained, shown, out)
-            scratch = out / f".{REPORT_FILE}.tmp"
-            scratch.write_text(json.dumps(report, indent=2) + "\n")
-            scratch.replace(out / REPORT_FILE)
+            with replacing(out / REPORT_FILE) as scratch:
+                scratch.write_text(json.dumps(report, indent=2) + "\n")
     for name in (REPORT_FILE, *report["pictures"]):
         _log.info("written: %s", out / name)
     return report

@@ -11,13 +11,11 @@ Until the set is whole it lies in `OUT.encoding` beside `OUT`, on a disk that ev
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,6 +33,7 @@ from sra_jax.data.latents import (
 )
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, RunError
+from sra_jax.files import in_bucket, lock, replacing
 
 # Beside the moments, of one record: field names and label in it, and ArrayRecord's own header.
 RECORD_OVERHEAD = 160
@@ -60,7 +59,7 @@ class ShardedSet:
         Raises:
             InputError: `out` is no path on a disk.
         """
-        if "://" in os.fspath(out):
+        if in_bucket(out):
             raise InputError(f"cannot write to {out}; write to a disk and copy the folder there")
         self.out = Path(os.path.abspath(out))
         self.scratch = self.out.with_name(f"{self.out.name}.encoding")
@@ -95,14 +94,7 @@ class ShardedSet:
         Raises:
             InputError: there is one, or the disk cannot be written to.
         """
-        with self._open_lock(process) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"another run is writing {self.out}; wait for it, stop it, or choose another "
-                    "--out"
-                ) from None
+        with self._lock(process):
             failures = self.scratch / "failures"
             if process == 0:  # which no other outruns: they meet before the first shard
                 for old in failures.iterdir():
@@ -147,18 +139,12 @@ class ShardedSet:
             RunError: the disk is full, or cannot be written to. Finished shards are safe.
         """
         partial = self.scratch / "partial" / shard_name(index, self.num_shards)
-        try:
-            with self._writing(partial):
+        with self._writing(partial):
+            with replacing(self._shard(index), scratch=partial):
                 counts = write_shard(partial, self._spec, batches)
-                report = {
-                    "class_counts": counts.tolist(),
-                    "skipped": skipped,
-                    "sha256": _sha256_on_disk(partial),
-                }
-                partial.replace(self._shard(index))
-                _write_json(self._report(index), report)
-        finally:
-            partial.unlink(missing_ok=True)
+                digest = _sha256_on_disk(partial)
+            report = {"class_counts": counts.tolist(), "skipped": skipped, "sha256": digest}
+            _write_json(self._report(index), report)
 
     def finished(self) -> int:
         """How many shards, of all processes, are finished."""
@@ -210,11 +196,12 @@ class ShardedSet:
         """Removes what the finished set has left beside it."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _open_lock(self, process: int) -> TextIO:
+    def _lock(self, process: int) -> TextIO:
+        in_use = f"another run is writing {self.out}; wait for it, stop it, or choose another --out"
         try:
             for name in ("set", "reports", "partial", "failures"):
                 (self.scratch / name).mkdir(parents=True, exist_ok=True)
-            return (self.scratch / f"lock-{process}").open("w")
+            return lock(self.scratch / f"lock-{process}", in_use)
         except OSError as error:
             raise InputError(f"cannot write {self.scratch}: {error.strerror}") from None
 
@@ -293,12 +280,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _write_json(path: Path, value: Any) -> None:
     """All of it or nothing, under that name, even if several processes do it at once."""
-    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    with scratch.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(value))
 
 
 def _sha256_on_disk(path: Path) -> str:

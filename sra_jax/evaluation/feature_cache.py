@@ -4,21 +4,20 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sra_jax.errors import InputError, RunError
 from sra_jax.evaluation.features import Pooled
+from sra_jax.files import replacing
 
 IDENTITY_FILE = "identity.json"
 INDEX_FILE = "index.json"
-SCRATCH_ENDING = ".tmp"
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class FeatureCache:
         self.directory, self.shape = root / f"{name}-{code}", shape
         with disk_failures_told(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            for scratch in self.directory.glob(f"*{SCRATCH_ENDING}"):  # of a run that was killed
+            for scratch in self.directory.glob("*.tmp*"):  # of a run that was killed
                 scratch.unlink()
             if not (self.directory / IDENTITY_FILE).exists():
                 self._write_text(IDENTITY_FILE, json.dumps(identity, indent=2))
@@ -92,7 +91,8 @@ class FeatureCache:
         sums, norms = [0] * len(names), np.zeros(len(names))
         with disk_failures_told(self.directory):
             with contextlib.ExitStack() as stack:
-                files = [stack.enter_context(open(self._scratch(n), "wb")) for n in names]
+                scratch = [stack.enter_context(replacing(self.directory / n)) for n in names]
+                files = [stack.enter_context(open(path, "wb")) for path in scratch]
                 for file in files:
                     header = {"descr": "<f4", "fortran_order": False, "shape": tuple(self.shape)}
                     np.lib.format.write_array_header_1_0(file, header)
@@ -102,10 +102,7 @@ class FeatureCache:
                         sums[k] = zlib.crc32(data, sums[k])
                         file.write(data)
                     norms += np.asarray(pooled.norms, np.float64).sum(axis=1)
-                for file in files:
-                    _flush(file)
             for name, checksum, norm in zip(names, sums, norms, strict=True):
-                os.replace(self._scratch(name), self.directory / name)
                 self._index[name] = {"crc32": checksum, "norm": float(norm) / self.shape.count}
             self._write_text(INDEX_FILE, json.dumps(self._index, indent=2, sort_keys=True))
         self._whole.update(names)
@@ -146,20 +143,10 @@ class FeatureCache:
                 "GB left; ask for fewer --blocks, --times or images (--num), or give another --out"
             )
 
-    def _scratch(self, name: str) -> Path:
-        return self.directory / f"{name}{SCRATCH_ENDING}"
-
     def _write_text(self, name: str, text: str) -> None:
-        with open(self._scratch(name), "w") as file:
-            file.write(text + "\n")
-            _flush(file)
-        os.replace(self._scratch(name), self.directory / name)
+        with replacing(self.directory / name) as scratch:
+            scratch.write_text(text + "\n")
 
 
 def _name(block: int, time: float) -> str:
     return f"block{block:02d}-t{time}.npy"
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
