@@ -1,14 +1,14 @@
-"""Files that are there whole or not at all, and files that one process holds at a time."""
+"""How files are written: whole or not at all, by one process, with one line if the disk fails."""
 
 import contextlib
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import TextIO, TypeVar
 
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, RunError
 
 PathT = TypeVar("PathT", bound=PurePath)
 
@@ -49,6 +49,22 @@ def lock(path: os.PathLike, refusal: str) -> TextIO:
     except OSError:
         pass
     return file
+
+
+@contextlib.contextmanager
+def disk_failures_told(
+    path: os.PathLike,
+    safe: Callable[[], str],
+    advice: str = "make room or mend the disk, and run the same command again",
+) -> Iterator[None]:
+    """Turns what the disk refuses while `path` is written into a RunError of one line: why, then
+    what `safe()` says is not lost, and `advice`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; {safe()}: {advice}"
+        ) from error
 
 
 def in_bucket(path: str | os.PathLike) -> bool:

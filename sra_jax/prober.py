@@ -18,7 +18,7 @@ from sra_jax.data.embedded import EMBEDDED, ensure_embedded
 from sra_jax.data.latents import LatentSource
 from sra_jax.data.loading import digest
 from sra_jax.errors import InputError
-from sra_jax.evaluation.feature_cache import FeatureCache, Shape, disk_failures_told
+from sra_jax.evaluation.feature_cache import FeatureCache, Shape, keeping_features
 from sra_jax.evaluation.features import Lens, Selection, place_params
 from sra_jax.evaluation.holdout import hold_out, open_fitting
 from sra_jax.evaluation.pca import pca_maps
@@ -112,7 +112,7 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
             trained = workdirs.load_model(request.workdir, request.weights, step)
             reports.append(_probe_checkpoint(plan, trained))
         report = _summarise(plan, experiment, reports)
-        with disk_failures_told(out):
+        with keeping_features(out):
             report["pictures"] = _draw(plan, report, trained, shown, out)
             with replacing(out / REPORT_FILE) as scratch:
                 scratch.write_text(json.dumps(report, indent=2) + "\n")

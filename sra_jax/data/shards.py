@@ -33,7 +33,7 @@ from sra_jax.data.latents import (
 )
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, RunError
-from sra_jax.files import in_bucket, lock, replacing
+from sra_jax.files import disk_failures_told, in_bucket, lock, replacing
 
 # Beside the moments, of one record: field names and label in it, and ArrayRecord's own header.
 RECORD_OVERHEAD = 160
@@ -139,7 +139,7 @@ class ShardedSet:
             RunError: the disk is full, or cannot be written to. Finished shards are safe.
         """
         partial = self.scratch / "partial" / shard_name(index, self.num_shards)
-        with self._writing(partial):
+        with disk_failures_told(partial, self._progress):
             with replacing(self._shard(index), scratch=partial):
                 counts = write_shard(partial, self._spec, batches)
                 digest = _sha256_on_disk(partial)
@@ -187,7 +187,7 @@ class ShardedSet:
         if not counts.any():
             raise InputError(f"all {len(skipped)} images were skipped, the first: {skipped[0]}")
         spec = dataclasses.replace(self._spec, skipped=skipped)
-        with self._writing(self.out):
+        with disk_failures_told(self.out, self._progress):
             spec = write_metadata(self.scratch / "set", spec, counts)
             (self.scratch / "set").rename(self.out)
         return spec
@@ -209,7 +209,7 @@ class ShardedSet:
         path = self.scratch / "plan.json"
         plan = _recipe(self._spec) | {"shards": self.num_shards, "inputs": self._inputs}
         if not path.exists():
-            with self._writing(path):
+            with disk_failures_told(path, self._progress):
                 _write_json(path, plan)
         try:
             begun = json.loads(path.read_text())
@@ -225,17 +225,6 @@ class ShardedSet:
                 f"{self.scratch} holds the beginning of another data set: {differing}; finish that "
                 "one, remove it, or choose another --out"
             )
-
-    @contextlib.contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        """Turns what the disk says while `path` is written into one line."""
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"cannot write {path}: {error.strerror or error}; {self._progress()}: make room or "
-                "mend the disk, and run the same command again"
-            ) from error
 
     def _progress(self) -> str:
         return f"{self.finished()} of {self.num_shards} shards are safe in {self.scratch}"

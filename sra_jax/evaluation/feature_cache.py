@@ -6,15 +6,15 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sra_jax.errors import InputError, RunError
+from sra_jax.errors import InputError
 from sra_jax.evaluation.features import Pooled
-from sra_jax.files import replacing
+from sra_jax.files import disk_failures_told, replacing
 
 IDENTITY_FILE = "identity.json"
 INDEX_FILE = "index.json"
@@ -22,16 +22,11 @@ INDEX_FILE = "index.json"
 _log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def disk_failures_told(directory: Path) -> Iterator[None]:
+def keeping_features(directory: Path) -> contextlib.AbstractContextManager[None]:
     """Turns what the disk refuses while entered into a RunError."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {directory} ({error.strerror or error}); make room, or give another "
-            "--out: what was finished is kept"
-        ) from None
+    return disk_failures_told(
+        directory, lambda: "what was finished is kept", "make room, or give another --out"
+    )
 
 
 class Shape(NamedTuple):
@@ -58,7 +53,7 @@ class FeatureCache:
         text = json.dumps(identity, sort_keys=True)
         code = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.directory, self.shape = root / f"{name}-{code}", shape
-        with disk_failures_told(self.directory):
+        with keeping_features(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             for scratch in self.directory.glob("*.tmp*"):  # of a run that was killed
                 scratch.unlink()
@@ -89,7 +84,7 @@ class FeatureCache:
         self._check_room(len(blocks))
         names = [_name(block, time) for block in blocks]
         sums, norms = [0] * len(names), np.zeros(len(names))
-        with disk_failures_told(self.directory):
+        with keeping_features(self.directory):
             with contextlib.ExitStack() as stack:
                 scratch = [stack.enter_context(replacing(self.directory / n)) for n in names]
                 files = [stack.enter_context(open(path, "wb")) for path in scratch]

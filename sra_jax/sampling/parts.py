@@ -1,6 +1,5 @@
 """Samples on disk while they are being drawn: one file a chunk, so that nothing is drawn twice."""
 
-import contextlib
 import json
 import math
 import os
@@ -13,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sra_jax.errors import InputError, RunError
-from sra_jax.files import lock, replacing
+from sra_jax.errors import InputError
+from sra_jax.files import disk_failures_told, lock, replacing
 
 LOCK_FILE = "lock"
 REQUEST_FILE = "request.json"
@@ -65,7 +64,7 @@ class PartStore:
     def save(self, number: int, images: np.ndarray) -> None:
         """Stores chunk `number`, whole or not at all. Raises RunError where the disk fails."""
         path = self._path(number)
-        with self._writing(path), replacing(path) as scratch:
+        with disk_failures_told(path, self._safe), replacing(path) as scratch:
             _write_images(scratch, images)
 
     def images(self, count: int) -> Iterator[np.ndarray]:
@@ -80,7 +79,7 @@ class PartStore:
         """Writes all images to `out` as `arr_0` uint8 [N, H, W, C], in the form of the ADM suite,
         beside `labels` [N]; then removes the chunks. Holds one of them in memory at a time. Raises
         RunError where the disk fails: the chunks are kept."""
-        with self._writing(self._out):
+        with disk_failures_told(self._out, self._safe):
             self._write_whole(labels)
         self._unlock()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -100,16 +99,8 @@ class PartStore:
             with archive.open("labels.npy", "w") as file:
                 np.save(file, labels, allow_pickle=False)
 
-    @contextlib.contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        """Turns what the disk says while `path` is written into one line."""
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"cannot write {path}: {error.strerror or error}; finished chunks are safe in "
-                f"{self._directory}: make room or mend the disk, and run the same command again"
-            ) from error
+    def _safe(self) -> str:
+        return f"finished chunks are safe in {self._directory}"
 
     def _unlock(self) -> None:
         if self._lock:
