@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from commands import REPOSITORY, Forks, assert_bit_identical, saved_arrays
+from commands import REPOSITORY, assert_bit_identical, saved_arrays
 from golden import FEATURES, relative_error
 from published import (
     ARGS,
@@ -31,12 +31,6 @@ from sra_jax.models import DiffusionTransformer
 from sra_jax.models.layers import position_table
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.weights import from_torch
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

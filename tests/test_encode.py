@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from commands import DEADLINE, Forks, environment, finish, start
+from commands import DEADLINE, environment, finish, start
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
@@ -24,12 +24,6 @@ from sra_jax.errors import InputError
 
 SIDE = 8  # of the crops
 SMALL = 2**14  # bytes of a shard: some seventeen images of that side
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as server:
-        yield server
 
 
 def make_tree(folder, count=100, classes=3):
