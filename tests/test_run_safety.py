@@ -1,5 +1,6 @@
 """A run's workdir is guarded, and no good step of it is lost."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -9,21 +10,13 @@ import time
 import numpy as np
 import pytest
 from commands import DEADLINE, DIGITS, assert_refused, devices, digits, saved_arrays, start
+from tiny import pixel_spec
 
-from sra_jax.data.latents import LatentSpec, open_latents, write_latents
+from sra_jax.data.latents import open_latents, write_latents
 from sra_jax.data.pipeline import batches
 
 RECORDS = 48
-SPEC = LatentSpec(
-    codec="pixels",
-    scale=1.0,
-    shift=0.0,
-    latent_shape=(8, 8, 1),
-    resolution=8,
-    image_channels=1,
-    num_classes=10,
-    dtype="float32",
-)
+SPEC = pixel_spec(8, num_classes=10, dtype="float32")
 
 
 @pytest.fixture
@@ -34,7 +27,7 @@ def copied(finished, tmp_path):
 
 def write(path, changes=(), records=RECORDS, seed=0, **spec):
     """Writes a data set of `records` random latents; `changes` maps a record to its std."""
-    spec = LatentSpec(**{**vars(SPEC), **spec})
+    spec = dataclasses.replace(SPEC, **spec)
     height, width, channels = spec.latent_shape
     moments = np.zeros((records, height, width, 2 * channels), np.float32)
     moments[..., :channels] = np.random.default_rng(seed).normal(

@@ -1,7 +1,8 @@
-"""A tiny model, and batches of moments for its step."""
+"""Tiny models, and data for them."""
 
 import numpy as np
 
+from sra_jax.data.spec import LatentSpec
 from sra_jax.models import DiffusionTransformer, TransformerConfig
 from sra_jax.processes import DDPM, Interpolant
 from sra_jax.sra import SRAConfig, WeightSchedule
@@ -31,3 +32,9 @@ def make_batch(size=8, config=TINY, std=0.5):
     moments = np.concatenate([rng.normal(size=shape), np.full(shape, std)], -1)
     labels = rng.integers(0, config.num_classes, size)
     return {"moments": moments.astype(np.float32), "labels": labels.astype(np.int32)}
+
+
+def pixel_spec(side, num_classes, channels=1, **others):
+    """Of images that are their own latents, [side, side, channels]."""
+    shape = (side, side, channels)
+    return LatentSpec("pixels", 1.0, 0.0, shape, side, channels, num_classes, **others)
