@@ -20,7 +20,6 @@ import dataclasses
 import importlib.util
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -40,6 +39,7 @@ from sra_jax.data.shapes import TRAINING, draw_shapes
 from sra_jax.evaluation.classifier import train_classifier
 from sra_jax.evaluation.statistics import fit_gaussian, frechet_distance
 from sra_jax.experiment import Experiment
+from sra_jax.files import replacing
 from sra_jax.parallel import make_mesh
 from sra_jax.program import TrainProgram, make_program
 from sra_jax.progress import format_seconds
@@ -353,9 +353,8 @@ def to_pixels(latents: np.ndarray) -> np.ndarray:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes `value` so that `path` appears whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(value, indent=1))
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(value, indent=1))
 
 
 def _integers(text: str) -> list[int]:

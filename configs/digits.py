@@ -10,7 +10,7 @@ rate and a faster EMA than the paper's 1e-4 and 0.9999; the method is the paper'
 
 from ml_collections import ConfigDict
 
-from sra_jax.configuration import base_config, parse_argument
+from sra_jax.configuration import base_config, parse_argument, set_process
 from sra_jax.errors import expect_one_of
 
 
@@ -28,12 +28,6 @@ def get_config(argument: str = "sit") -> ConfigDict:
         steps=3000, batch_size=64, ema_decay=0.995, log_every=250, checkpoint_every=500
     )
     config.evaluation.grid_every = 1000
-    if kind == "sit":
-        config.process = ConfigDict(
-            {"name": "interpolant", "path": "linear", "weighting": "uniform"}
-        )
-        config.sampling.update(solver="sde", steps="100", guidance=1.5)
-    else:
-        config.process = ConfigDict({"name": "ddpm"})
-        config.sampling.update(solver="ddpm", steps="100", guidance=1.5)
+    set_process(config, kind)  # a linear interpolant and its SDE, or DDPM
+    config.sampling.update(steps="100", guidance=1.5)
     return config

@@ -17,7 +17,7 @@ there; the authors put it down to feature norms that keep growing, and advise co
 `teacher_feature_norm` among the events.
 
 Ablations, hardware and duration are as in configs/sit_sra.py; a DiT differs in its process: 1000
-discrete steps, noise and variance predicted, guidance on the first three channels.
+discrete steps, noise and variance predicted, guidance by 1.5 on the first three channels.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,4 @@ from sra_jax.configuration import imagenet_config
 
 
 def get_config(argument: str = "XL/2") -> ConfigDict:
-    config = imagenet_config(argument, kind="dit", release_weight=0.04)
-    config.process = ConfigDict({"name": "ddpm"})
-    config.sampling.update(solver="ddpm", guidance=1.5, guidance_channels=3)
-    return config
+    return imagenet_config(argument, kind="dit", release_weight=0.04)

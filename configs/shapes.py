@@ -15,7 +15,7 @@ noise of a patch, and 192 values do not pass through a trunk of 64.
 
 from ml_collections import ConfigDict
 
-from sra_jax.configuration import base_config, parse_argument
+from sra_jax.configuration import base_config, parse_argument, set_process
 from sra_jax.errors import expect_one_of
 
 
@@ -32,12 +32,6 @@ def get_config(argument: str = "sit") -> ConfigDict:
     config.train.update(
         steps=6000, batch_size=32, ema_decay=0.995, log_every=250, checkpoint_every=1000
     )
-    if kind == "sit":
-        config.process = ConfigDict(
-            {"name": "interpolant", "path": "linear", "weighting": "uniform"}
-        )
-        config.sampling.update(solver="sde", steps="100", guidance=1.5)
-    else:
-        config.process = ConfigDict({"name": "ddpm"})
-        config.sampling.update(solver="ddpm", steps="100", guidance=1.5)
+    set_process(config, kind)  # a linear interpolant and its SDE, or DDPM
+    config.sampling.update(steps="100", guidance=1.5)
     return config

@@ -106,12 +106,24 @@ def base_config() -> ConfigDict:
     )
 
 
+def set_process(config: ConfigDict, kind: str) -> None:
+    """Gives `config` the process of a "sit" or a "dit", and the solver of its samples."""
+    if kind == "sit":
+        config.process = ConfigDict(
+            {"name": "interpolant", "path": "linear", "weighting": "uniform"}
+        )
+        config.sampling.solver = "sde"
+    else:
+        config.process = ConfigDict({"name": "ddpm"})
+        config.sampling.solver = "ddpm"
+
+
 def imagenet_config(argument: str, kind: str, release_weight: float) -> ConfigDict:
     """A published model on ImageNet latents of the SD-VAE, aligned by one of three recipes.
 
     `argument` is what the config files document: "XL/2,res=512,recipe=cosine". `kind` ("sit" or
-    "dit") chooses the aligned blocks; `release_weight` is the released code's weight. Process and
-    sampling are left to the config file.
+    "dit") chooses the process, the aligned blocks and how samples are drawn; `release_weight` is
+    the released code's weight.
 
     Raises:
       InputError: an unknown model, option or choice.
@@ -125,6 +137,12 @@ def imagenet_config(argument: str, kind: str, release_weight: float) -> ConfigDi
     if option["slice"] in BEST_LAYOUTS:
         mesh, config.model.remat = BEST_LAYOUTS[option["slice"]]
         config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
+    set_process(config, kind)
+    if kind == "sit":
+        guidance = 2.5 if resolution == 512 else 1.8
+        config.sampling.update(guidance=guidance, guidance_interval=(0.0, 0.7))
+    else:
+        config.sampling.update(guidance=1.5, guidance_channels=3)
     student, teacher = {"sit": size.sit_blocks, "dit": size.dit_blocks}[kind]
     config.sra.update(student_block=student, teacher_block=teacher)
     if option["recipe"] == "release":
@@ -165,15 +183,11 @@ def imported_config(model: TransformerConfig, head: bool, path: str, original: b
     config.data.update(latent_shape=(side, side, channels), num_classes=model.num_classes)
     three = 3 if channels > 3 else 0  # guided channels, of the scripts that guide only so many
     if model.kind == "dit":
-        config.process = ConfigDict({"name": "ddpm"})
-        config.sampling.update(solver="ddpm", guidance=1.5, guidance_channels=three)
-        return config
-    config.process = ConfigDict({"name": "interpolant", "path": path, "weighting": "uniform"})
-    if original:
-        config.sampling.update(solver="sde", guidance=1.5, guidance_channels=three)
-        return config
-    guidance = 2.5 if side == 64 else 1.8
-    config.sampling.update(solver="sde", guidance=guidance, guidance_interval=(0.0, 0.7))
+        config.sampling.guidance_channels = three
+    else:
+        config.process.path = path
+    if model.kind == "sit" and original:
+        config.sampling.update(guidance=1.5, guidance_interval=(0.0, 1.0), guidance_channels=three)
     return config
 
 

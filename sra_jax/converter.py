@@ -22,8 +22,9 @@ from sra_jax.configuration import imported_config
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
+from sra_jax.files import replacing
 from sra_jax.models import name_variant
-from sra_jax.outputs import expect_local, replacing, writable_directory, writable_file
+from sra_jax.outputs import expect_local, writable_directory, writable_file
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.optimizer import make_optimizer
 from sra_jax.training.orbax_quirks import saving_leanly

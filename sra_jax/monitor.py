@@ -19,6 +19,7 @@ from sra_jax.evaluation import history
 from sra_jax.evaluation.drawn import DrawnImages
 from sra_jax.evaluator import EvaluateRequest, open_judge, setting_of
 from sra_jax.experiment import Experiment
+from sra_jax.files import replacing
 from sra_jax.models import DiffusionTransformer
 from sra_jax.parallel import local_copies
 from sra_jax.progress import format_seconds
@@ -144,9 +145,8 @@ class Monitor:
         picture = io.BytesIO()
         save_grid(picture, images)
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.tmp")
-        scratch.write_bytes(picture.getvalue())
-        scratch.replace(path)
+        with replacing(path) as scratch:
+            scratch.write_bytes(picture.getvalue())
         writer.write_images(step, {"samples": image_grid(images)[None]})
         _log.info("picture  %s in %s", path, format_seconds(time.perf_counter() - began))
 

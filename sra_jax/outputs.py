@@ -1,13 +1,12 @@
 """Places to write results to, refused before anything expensive starts rather than after it."""
 
 import contextlib
-import fcntl
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from sra_jax.errors import InputError
+from sra_jax.files import in_bucket, lock
 
 
 def writable_file(path: str, ending: str | tuple[str, ...]) -> Path:
@@ -47,37 +46,16 @@ def writable_directory(path: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path`, of the same ending, to write to; it takes the place of `path` when all
-    went well, and is gone otherwise."""
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield scratch
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def claimed(directory: Path) -> Iterator[None]:
     """Keeps other commands that claim `directory` out of it. Raises InputError: one is in it."""
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process writes to {directory}; wait for it, or choose another --out"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+    refusal = f"another process writes to {directory}; wait for it, or choose another --out"
+    with lock(directory / ".lock", refusal):
         yield
 
 
 def expect_local(path: str) -> None:
     """Raises InputError for a path in a bucket."""
-    if "://" in path:
+    if in_bucket(path):
         raise InputError(
             f"cannot write {path}: expected a local path; write to one, and copy it there "
             "afterwards"

@@ -18,7 +18,7 @@ from sra_jax.data.embedded import EMBEDDED, ensure_embedded
 from sra_jax.data.latents import LatentSource
 from sra_jax.data.loading import digest
 from sra_jax.errors import InputError, expect_one_of
-from sra_jax.evaluation.feature_cache import FeatureCache, Shape, disk_failures_told
+from sra_jax.evaluation.feature_cache import FeatureCache, Shape, keeping_features
 from sra_jax.evaluation.features import Lens, Selection, place_params
 from sra_jax.evaluation.holdout import hold_out, open_fitting
 from sra_jax.evaluation.pca import pca_maps
@@ -26,6 +26,7 @@ from sra_jax.evaluation.probe import PROTOCOLS, choose_protocol
 from sra_jax.evaluation.spectra import alignment
 from sra_jax.evaluation.survey import Half, fill, survey
 from sra_jax.experiment import Experiment
+from sra_jax.files import replacing
 from sra_jax.outputs import claimed, writable_directory
 from sra_jax.parallel import MeshConfig, make_mesh
 from sra_jax.training.checkpoint import CheckpointStore
@@ -112,11 +113,10 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
             trained = workdirs.load_model(request.workdir, request.weights, step)
             reports.append(_probe_checkpoint(plan, trained))
         report = _summarise(plan, experiment, reports)
-        with disk_failures_told(out):
+        with keeping_features(out):
             report["pictures"] = _draw(plan, report, trained, shown, out)
-            scratch = out / f".{REPORT_FILE}.tmp"
-            scratch.write_text(json.dumps(report, indent=2) + "\n")
-            scratch.replace(out / REPORT_FILE)
+            with replacing(out / REPORT_FILE) as scratch:
+                scratch.write_text(json.dumps(report, indent=2) + "\n")
     for name in (REPORT_FILE, *report["pictures"]):
         _log.info("written: %s", out / name)
     return report

@@ -21,12 +21,10 @@ from sra_jax.experiment import Experiment
 from sra_jax.models import DiffusionTransformer
 from sra_jax.outputs import writable_directory, writable_file
 from sra_jax.progress import Progress
-from sra_jax.sampling.draw import CHUNK, Drawing
+from sra_jax.sampling.draw import CHUNK, MAX_DRAWN, Drawing
 from sra_jax.sampling.generate import choose_labels, make_sampler
 from sra_jax.sampling.grid import MAX_IMAGES, save_grid
 from sra_jax.sampling.parts import PartStore, share
-
-MAX_IMAGES_DRAWN = 10**8
 
 _log = logging.getLogger(__name__)
 
@@ -172,8 +170,8 @@ def _parse_interval(text: str) -> tuple[float, float]:
 def _labels(request: SampleRequest, num_classes: int) -> np.ndarray:
     if request.num < 1 or request.chunk < 1:
         raise InputError(f"num {request.num} and chunk {request.chunk} must be at least 1")
-    if request.num > MAX_IMAGES_DRAWN:
-        raise InputError(f"num is {request.num}, expected at most {MAX_IMAGES_DRAWN}; draw fewer")
+    if request.num > MAX_DRAWN:
+        raise InputError(f"num is {request.num}, expected at most {MAX_DRAWN}; draw fewer")
     if not 0 <= request.seed < 2**32:
         raise InputError(f"seed is {request.seed}, expected in [0, 2**32)")
     return choose_labels(request.labels, request.num, num_classes, request.seed)

@@ -33,7 +33,7 @@ from sra_jax.progress import format_seconds
 from sra_jax.provenance import data_fingerprint
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.training.loop import run_steps
-from sra_jax.training.reporting import Reporter, Workload
+from sra_jax.training.reporting import Reporter, Workload, open_writer
 from sra_jax.training.signals import StopSignals
 from sra_jax.training.state import TrainState
 
@@ -133,7 +133,7 @@ def _train(
         _describe(experiment, mesh, program)
         monitor.open()
         compiled = _compile(program)
-        writer = _make_writer(workdir)
+        writer = open_writer(workdir / "tensorboard")
         if state is None:
             state = program.init()
         else:
@@ -219,11 +219,3 @@ def _compile(program: TrainProgram) -> jax.stages.Compiled:
     compiled = program.step.lower(program.state, program.batch).compile()
     _log.info("compiled in %s", format_seconds(time.perf_counter() - began))
     return compiled
-
-
-def _make_writer(workdir: epath.Path):
-    if jax.process_index() > 0:
-        return None
-    from sra_jax.training.tensorboard import make_writer  # TensorBoard takes a second to import
-
-    return make_writer(str(workdir / "tensorboard"))

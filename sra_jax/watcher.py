@@ -16,6 +16,7 @@ from sra_jax.evaluation.drawn import DrawnImages, check_count
 from sra_jax.evaluator import EvaluateRequest, choose_features, open_judge, setting_of
 from sra_jax.sampler import make_drawing, open_codec
 from sra_jax.training.checkpoint import CheckpointError, CheckpointStore
+from sra_jax.training.reporting import open_writer
 
 POLL_SECONDS = 10.0
 NONE, FINISHED = -1, -2
@@ -42,7 +43,7 @@ def watch(request: EvaluateRequest) -> None:
     data = workdirs.read(workdir).data
     codec, side = open_codec(data, request.vae), data.resolution
     judge = open_judge(request, request.workdir, (side, side))
-    writer = _make_writer(workdir)
+    writer = open_writer(workdir / "tensorboard" / "watch")
     drawing, passed_over, waiting = None, set(), False
     while (step := _next_step(workdir, setting, passed_over)) != FINISHED:
         if step == NONE:
@@ -79,13 +80,3 @@ def _next_step(workdir: epath.Path, setting: history.Record, passed_over: Collec
     finished = workdirs.read(workdir).config["train"]["steps"] in done
     step = max(there, default=FINISHED if finished else NONE)
     return int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-
-
-def _make_writer(workdir: epath.Path):
-    if jax.process_index() > 0:
-        return None
-    from sra_jax.training.tensorboard import make_writer  # TensorBoard takes a second to import
-
-    directory = workdir / "tensorboard" / "watch"
-    directory.mkdir(parents=True, exist_ok=True)
-    return make_writer(str(directory))

@@ -16,6 +16,7 @@ from sra_jax.configuration import base_config
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, expect_one_of
 from sra_jax.experiment import Experiment
+from sra_jax.files import in_bucket, replacing
 from sra_jax.models import DiffusionTransformer, init_params
 from sra_jax.provenance import code_version
 from sra_jax.training.checkpoint import CheckpointStore
@@ -120,7 +121,7 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
     Raises:
       InputError: another run is in it.
     """
-    if "://" in os.fspath(workdir) or jax.process_index() > 0:  # object stores have no locks
+    if in_bucket(workdir) or jax.process_index() > 0:
         yield
         return
     with open(workdir / LOCK_FILE, "a+") as file:
@@ -186,10 +187,8 @@ def remember(
         "data_fingerprint": fingerprint,
         "code": code,
     }
-    text = json.dumps(remembered, indent=2)
-    scratch = workdir / f".{CONFIG_FILE}.tmp"
-    scratch.write_text(text + "\n")
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(remembered, indent=2) + "\n")
 
 
 def read(workdir: epath.Path) -> SavedRun:

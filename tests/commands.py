@@ -114,6 +114,16 @@ def assert_bit_identical(arrays: dict[str, np.ndarray], expected: dict[str, np.n
         assert arrays[path].tobytes() == array.tobytes(), path
 
 
+def assert_refused(result, *parts):
+    """Exit code 2, one line on stderr that holds all `parts`, nothing compiled."""
+    assert result.code == 2, result
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert str(part) in line, line
+    assert "compil" not in result.out
+
+
 class Kill(NamedTuple):
     """When to send a command a signal: `delay` seconds after its start or, with a `pattern`, after
     a name that matches it and was not there at the start has appeared in `directory`; or, if

@@ -63,3 +63,22 @@ def digits_run(tmp_path_factory):
     result = commands.run("train", flags)
     assert (result.code, result.err) == (0, "")
     return workdir
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs commands in forks of one process."""
+    with commands.Forks() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def finished(forks, tmp_path_factory):
+    """The workdir of a run of six steps, with checkpoints 3 and 6, to look at only."""
+    workdir = tmp_path_factory.mktemp("finished")
+    flags = commands.digits(workdir, train__steps=6, train__log_every=2, train__checkpoint_every=3)
+    result = forks.run("train", flags)
+    assert (result.code, result.err) == (0, "")
+    assert "step 2/6" in result.out and "finished: step 6 is saved" in result.out
+    assert str(workdir) in result.out
+    return workdir

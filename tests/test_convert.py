@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from commands import REPOSITORY, Forks, assert_bit_identical, saved_arrays
+from commands import REPOSITORY, assert_bit_identical, saved_arrays
 from golden import FEATURES, relative_error
 from published import (
     ARGS,
@@ -34,12 +34,6 @@ from sra_jax.models.layers import position_table
 from sra_jax.training.checkpoint import CheckpointStore
 from sra_jax.weights import from_torch, to_torch
 from sra_jax.weights.imported import latent_spec
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

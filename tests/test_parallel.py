@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from tiny import pixel_spec
 
-from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError
 from sra_jax.experiment import Experiment
 from sra_jax.hlo import Program
@@ -27,7 +27,7 @@ from sra_jax.parallel import (
 from sra_jax.program import make_program
 
 DIGITS = Path(__file__).parents[1] / "configs/digits.py"
-SPEC = LatentSpec("pixels", 1.0, 0.0, (8, 8, 1), 8, 1, 10, dtype="float32")
+SPEC = pixel_spec(8, num_classes=10, dtype="float32")
 BATCH, STEPS = 16, 10
 WIDTH, DEPTH, TOKENS = 32, 2, 16
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4), (4, 1, 2)]

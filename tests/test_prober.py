@@ -7,7 +7,6 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from commands import Forks
 from PIL import Image
 from scipy import linalg, stats
 from sklearn.linear_model import LogisticRegression
@@ -24,12 +23,6 @@ from sra_jax.prober import ProbeRequest, probe
 from sra_jax.training.checkpoint import CheckpointStore
 
 TIMES = (0.1, 0.5)
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from array_record.python import array_record_module
 from etils import epath
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tiny import pixel_spec
 
 from sra_jax import workdir as workdirs
 from sra_jax.configuration import BEST_LAYOUTS, imagenet_config, parse_argument
 from sra_jax.data.latents import open_latents, read_spec, write_latents
 from sra_jax.data.sources import open_source
-from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError
 from sra_jax.evaluation.images import open_images
 from sra_jax.evaluation.reference import open_reference
@@ -162,16 +162,7 @@ def test_numbers_of_steps_and_respacing(text, solver):
         assert len(steps) == np.sum(counts)
 
 
-SPEC = LatentSpec(
-    codec="pixels",
-    scale=1.0,
-    shift=0.0,
-    latent_shape=(2, 2, 1),
-    resolution=2,
-    image_channels=1,
-    num_classes=10,
-    dtype="float32",
-)
+SPEC = pixel_spec(2, num_classes=10, dtype="float32")
 RECORDS = 6
 
 

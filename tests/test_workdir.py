@@ -6,12 +6,12 @@ import runpy
 import pytest
 from commands import REPOSITORY
 from etils import epath
+from tiny import pixel_spec
 
 from sra_jax import workdir as workdirs
-from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError
 
-DATA = LatentSpec("pixels", 1.0, 0.0, (8, 8, 1), 8, 1, 10, num_examples=1797)
+DATA = pixel_spec(8, num_classes=10, num_examples=1797)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from sra_jax.data.spec import FORMAT_VERSION, LatentSpec
 from sra_jax.errors import InputError
+from sra_jax.files import in_bucket
 
 Batch = tuple[np.ndarray, np.ndarray]
 METADATA_FILE = "metadata.json"
@@ -382,7 +383,7 @@ def _damaged_info(directory: Path, name: str, reason: str) -> InputError:
 
 def _on_disk(directory: str | os.PathLike) -> Path:
     """The path. Raises InputError for that of a bucket, which would be taken for a local folder."""
-    if "://" in os.fspath(directory):
+    if in_bucket(directory):
         raise InputError(
             f"cannot use data at {directory}: data are read from a local or mounted disk: mount "
             "the bucket, e.g. with gcsfuse, or copy it"

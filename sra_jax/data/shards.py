@@ -11,13 +11,11 @@ Until the set is whole it lies in `OUT.encoding` beside `OUT`, on a disk that ev
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,6 +33,7 @@ from sra_jax.data.latents import (
 )
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, RunError
+from sra_jax.files import disk_failures_told, in_bucket, lock, replacing
 
 # Beside the moments, of one record: field names and label in it, and ArrayRecord's own header.
 RECORD_OVERHEAD = 160
@@ -60,7 +59,7 @@ class ShardedSet:
         Raises:
             InputError: `out` is no path on a disk.
         """
-        if "://" in os.fspath(out):
+        if in_bucket(out):
             raise InputError(f"cannot write to {out}; write to a disk and copy the folder there")
         self.out = Path(os.path.abspath(out))
         self.scratch = self.out.with_name(f"{self.out.name}.encoding")
@@ -95,14 +94,7 @@ class ShardedSet:
         Raises:
             InputError: there is one, or the disk cannot be written to.
         """
-        with self._open_lock(process) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"another run is writing {self.out}; wait for it, stop it, or choose another "
-                    "--out"
-                ) from None
+        with self._lock(process):
             failures = self.scratch / "failures"
             if process == 0:  # which no other outruns: they meet before the first shard
                 for old in failures.iterdir():
@@ -147,18 +139,12 @@ class ShardedSet:
             RunError: the disk is full, or cannot be written to. Finished shards are safe.
         """
         partial = self.scratch / "partial" / shard_name(index, self.num_shards)
-        try:
-            with self._writing(partial):
+        with disk_failures_told(partial, self._progress):
+            with replacing(self._shard(index), scratch=partial):
                 counts = write_shard(partial, self._spec, batches)
-                report = {
-                    "class_counts": counts.tolist(),
-                    "skipped": skipped,
-                    "sha256": _sha256_on_disk(partial),
-                }
-                partial.replace(self._shard(index))
-                _write_json(self._report(index), report)
-        finally:
-            partial.unlink(missing_ok=True)
+                digest = _sha256_on_disk(partial)
+            report = {"class_counts": counts.tolist(), "skipped": skipped, "sha256": digest}
+            _write_json(self._report(index), report)
 
     def finished(self) -> int:
         """How many shards, of all processes, are finished."""
@@ -201,7 +187,7 @@ class ShardedSet:
         if not counts.any():
             raise InputError(f"all {len(skipped)} images were skipped, the first: {skipped[0]}")
         spec = dataclasses.replace(self._spec, skipped=skipped)
-        with self._writing(self.out):
+        with disk_failures_told(self.out, self._progress):
             spec = write_metadata(self.scratch / "set", spec, counts)
             (self.scratch / "set").rename(self.out)
         return spec
@@ -210,11 +196,12 @@ class ShardedSet:
         """Removes what the finished set has left beside it."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _open_lock(self, process: int) -> TextIO:
+    def _lock(self, process: int) -> TextIO:
+        in_use = f"another run is writing {self.out}; wait for it, stop it, or choose another --out"
         try:
             for name in ("set", "reports", "partial", "failures"):
                 (self.scratch / name).mkdir(parents=True, exist_ok=True)
-            return (self.scratch / f"lock-{process}").open("w")
+            return lock(self.scratch / f"lock-{process}", in_use)
         except OSError as error:
             raise InputError(f"cannot write {self.scratch}: {error.strerror}") from None
 
@@ -222,7 +209,7 @@ class ShardedSet:
         path = self.scratch / "plan.json"
         plan = _recipe(self._spec) | {"shards": self.num_shards, "inputs": self._inputs}
         if not path.exists():
-            with self._writing(path):
+            with disk_failures_told(path, self._progress):
                 _write_json(path, plan)
         try:
             begun = json.loads(path.read_text())
@@ -238,17 +225,6 @@ class ShardedSet:
                 f"{self.scratch} holds the beginning of another data set: {differing}; finish that "
                 "one, remove it, or choose another --out"
             )
-
-    @contextlib.contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        """Turns what the disk says while `path` is written into one line."""
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"cannot write {path}: {error.strerror or error}; {self._progress()}: make room or "
-                "mend the disk, and run the same command again"
-            ) from error
 
     def _progress(self) -> str:
         return f"{self.finished()} of {self.num_shards} shards are safe in {self.scratch}"
@@ -293,12 +269,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _write_json(path: Path, value: Any) -> None:
     """All of it or nothing, under that name, even if several processes do it at once."""
-    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    with scratch.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(value))
 
 
 def _sha256_on_disk(path: Path) -> str:

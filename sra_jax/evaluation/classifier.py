@@ -61,8 +61,8 @@ class Classifier(NamedTuple):
 
     def predict(self, images: np.ndarray, batch: int = 512) -> np.ndarray:
         """The classes int32 [N] that it finds in `images` uint8 [N, H, W, C]."""
-        apply = jax.jit(lambda x: self.network.apply({"params": self.params}, x).logits.argmax(-1))
-        parts = [apply(images[i : i + batch]) for i in range(0, len(images), batch)]
+        chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
+        parts = [_predict(self.network, self.params, chunk) for chunk in chunks]
         return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
 
@@ -97,6 +97,11 @@ def train_classifier(
         params, opt_state = step(params, opt_state, jax.random.key(done), images, labels)
         progress.add(1)
     return Classifier(network, params)
+
+
+@partial(jax.jit, static_argnums=0)
+def _predict(network: ConvNet, params: Any, images: jax.Array) -> jax.Array:
+    return network.apply({"params": params}, images).logits.argmax(-1)
 
 
 def _convolve(width: int, stride: int) -> nn.Module:

@@ -9,9 +9,7 @@ import numpy as np
 
 from sra_jax.errors import InputError
 from sra_jax.evaluation.images import in_colour
-from sra_jax.sampling.draw import Drawing
-
-MAX_IMAGES = 10**8
+from sra_jax.sampling.draw import MAX_DRAWN, Drawing
 
 
 class DrawnImages:
@@ -35,5 +33,5 @@ class DrawnImages:
 
 def check_count(count: int) -> None:
     """Raises InputError unless `count` images can be drawn and measured."""
-    if not 2 <= count <= MAX_IMAGES:
-        raise InputError(f"num is {count}, expected 2 to {MAX_IMAGES:,} images to measure")
+    if not 2 <= count <= MAX_DRAWN:
+        raise InputError(f"num is {count}, expected 2 to {MAX_DRAWN:,} images to measure")

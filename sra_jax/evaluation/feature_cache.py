@@ -4,35 +4,29 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sra_jax.errors import InputError, RunError
+from sra_jax.errors import InputError
 from sra_jax.evaluation.features import Pooled
+from sra_jax.files import disk_failures_told, replacing
 
 IDENTITY_FILE = "identity.json"
 INDEX_FILE = "index.json"
-SCRATCH_ENDING = ".tmp"
 
 _log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def disk_failures_told(directory: Path) -> Iterator[None]:
+def keeping_features(directory: Path) -> contextlib.AbstractContextManager[None]:
     """Turns what the disk refuses while entered into a RunError."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {directory} ({error.strerror or error}); make room, or give another "
-            "--out: what was finished is kept"
-        ) from None
+    return disk_failures_told(
+        directory, lambda: "what was finished is kept", "make room, or give another --out"
+    )
 
 
 class Shape(NamedTuple):
@@ -59,9 +53,9 @@ class FeatureCache:
         text = json.dumps(identity, sort_keys=True)
         code = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.directory, self.shape = root / f"{name}-{code}", shape
-        with disk_failures_told(self.directory):
+        with keeping_features(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            for scratch in self.directory.glob(f"*{SCRATCH_ENDING}"):  # of a run that was killed
+            for scratch in self.directory.glob("*.tmp*"):  # of a run that was killed
                 scratch.unlink()
             if not (self.directory / IDENTITY_FILE).exists():
                 self._write_text(IDENTITY_FILE, json.dumps(identity, indent=2))
@@ -90,9 +84,10 @@ class FeatureCache:
         self._check_room(len(blocks))
         names = [_name(block, time) for block in blocks]
         sums, norms = [0] * len(names), np.zeros(len(names))
-        with disk_failures_told(self.directory):
+        with keeping_features(self.directory):
             with contextlib.ExitStack() as stack:
-                files = [stack.enter_context(open(self._scratch(n), "wb")) for n in names]
+                scratch = [stack.enter_context(replacing(self.directory / n)) for n in names]
+                files = [stack.enter_context(open(path, "wb")) for path in scratch]
                 for file in files:
                     header = {"descr": "<f4", "fortran_order": False, "shape": tuple(self.shape)}
                     np.lib.format.write_array_header_1_0(file, header)
@@ -102,10 +97,7 @@ class FeatureCache:
                         sums[k] = zlib.crc32(data, sums[k])
                         file.write(data)
                     norms += np.asarray(pooled.norms, np.float64).sum(axis=1)
-                for file in files:
-                    _flush(file)
             for name, checksum, norm in zip(names, sums, norms, strict=True):
-                os.replace(self._scratch(name), self.directory / name)
                 self._index[name] = {"crc32": checksum, "norm": float(norm) / self.shape.count}
             self._write_text(INDEX_FILE, json.dumps(self._index, indent=2, sort_keys=True))
         self._whole.update(names)
@@ -146,20 +138,10 @@ class FeatureCache:
                 "GB left; ask for fewer --blocks, --times or images (--num), or give another --out"
             )
 
-    def _scratch(self, name: str) -> Path:
-        return self.directory / f"{name}{SCRATCH_ENDING}"
-
     def _write_text(self, name: str, text: str) -> None:
-        with open(self._scratch(name), "w") as file:
-            file.write(text + "\n")
-            _flush(file)
-        os.replace(self._scratch(name), self.directory / name)
+        with replacing(self.directory / name) as scratch:
+            scratch.write_text(text + "\n")
 
 
 def _name(block: int, time: float) -> str:
     return f"block{block:02d}-t{time}.npy"
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

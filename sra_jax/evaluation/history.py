@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from sra_jax.evaluation.judge import label
+from sra_jax.files import replacing
 
 FILE = "evaluation.jsonl"
 RANKED_BY = ("fid", "probe_fid")
@@ -29,11 +30,11 @@ def record(
     """
     if jax.process_index() > 0:
         return
-    path, scratch = workdir / FILE, workdir / f".{FILE}.tmp"
+    path = workdir / FILE
     lines = path.read_text().splitlines() if path.exists() else []
     lines.append(json.dumps({"step": step, **setting, **numbers}))
-    scratch.write_text("\n".join(lines) + "\n")
-    scratch.replace(path)  # object stores cannot append
+    with replacing(path) as scratch:  # object stores cannot append
+        scratch.write_text("\n".join(lines) + "\n")
     writer.write_scalars(step, numbers)
     writer.flush()
     said = "  ".join(f"{label(name)} {number:.4f}" for name, number in numbers.items())

@@ -4,8 +4,8 @@ Colours come from viridis, which people with any colour vision can order.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from sra_jax.files import replacing
 
 MAP = colormaps["viridis"]
 MARKERS = "osD^vPX*"
@@ -157,11 +159,10 @@ def draw_pca(
     return figure
 
 
-def save(figure: Figure, path: os.PathLike) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
-    scratch = f"{os.fspath(path)}.tmp"
-    figure.savefig(scratch, format="png", bbox_inches="tight", metadata={"Software": None})
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, format="png", bbox_inches="tight", metadata={"Software": None})
 
 
 def _figure(width: float, height: float) -> Figure:

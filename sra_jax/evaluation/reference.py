@@ -6,7 +6,6 @@ precision and recall; ours hold `points` [N, 2048], the pool features of such im
 `resolution` [2].
 """
 
-import os
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from sra_jax.evaluation.images import (
 from sra_jax.evaluation.inception import POOL_WIDTH, SPATIAL_WIDTH
 from sra_jax.evaluation.statistics import Gaussian
 from sra_jax.evaluation.suite import Summary, summarise
+from sra_jax.files import replacing
 
 POINTS = "points"
 RESOLUTION = "resolution"
@@ -116,10 +116,8 @@ def save_reference(path: str, summary: Summary, resolution: tuple[int, int] | No
     for names, gaussian in ((POOL_NAMES, summary.pool), (SPATIAL_NAMES, summary.spatial)):
         if gaussian:
             arrays |= dict(zip(names, gaussian, strict=True))
-    scratch = Path(path).with_name(f".{Path(path).name}.tmp")
-    with scratch.open("wb") as file:
+    with replacing(Path(path)) as scratch, scratch.open("wb") as file:
         np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
-    os.replace(scratch, path)
 
 
 def _array_names(path: str) -> set[str]:

@@ -12,6 +12,7 @@ from sra_jax.errors import RunError
 from sra_jax.sampling.generate import Sampler, sample_chunks
 
 CHUNK = 64  # images that one device samples at a time, unless asked otherwise
+MAX_DRAWN = 10**8  # images at once; more is a slip of the hand
 DECODE_BATCH = 16  # a VAE needs some 200 MB for each image of 256 pixels
 
 

@@ -1,7 +1,5 @@
 """Samples on disk while they are being drawn: one file a chunk, so that nothing is drawn twice."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -11,14 +9,16 @@ import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from sra_jax.errors import InputError, RunError
+from sra_jax.errors import InputError
+from sra_jax.files import disk_failures_told, lock, replacing
 
 LOCK_FILE = "lock"
 REQUEST_FILE = "request.json"
+WHOLE_FILE = "whole.npz"
 
 
 class PartStore:
@@ -39,12 +39,16 @@ class PartStore:
                 f"{out} holds what this request does not draw; choose another --out, or remove it"
             )
         self._directory = out.with_name(f"{out.name}.parts")
+        in_use = (
+            f"another process draws into {self._directory}; wait for it, or choose another --out"
+        )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self._directory / LOCK_FILE) if alone else None
+            self._lock = lock(self._directory / LOCK_FILE, in_use) if alone else None
             path, text = self._directory / REQUEST_FILE, json.dumps(request, sort_keys=True)
             if not path.exists():
-                _write(path, lambda file: file.write(text.encode()))
+                with replacing(path) as scratch:
+                    scratch.write_text(text)
             same = path.read_bytes() == text.encode()
         except OSError as error:
             raise InputError(
@@ -64,8 +68,9 @@ class PartStore:
 
     def save(self, number: int, images: np.ndarray) -> None:
         """Stores chunk `number`, whole or not at all. Raises RunError where the disk fails."""
-        with self._writing(self._path(number)):
-            _write(self._path(number), lambda file: _write_images(file, images))
+        path = self._path(number)
+        with disk_failures_told(path, self._safe), replacing(path) as scratch:
+            _write_images(scratch, images)
 
     def images(self, count: int) -> Iterator[np.ndarray]:
         """The first `count` images, uint8 [B, H, W, C] a chunk."""
@@ -79,37 +84,29 @@ class PartStore:
         """Writes all images to `out` as `arr_0` uint8 [N, H, W, C], in the form of the ADM suite,
         beside `labels` [N]; then removes the chunks. Holds one of them in memory at a time. Raises
         RunError where the disk fails: the chunks are kept."""
-        with self._writing(self._out):
+        with disk_failures_told(self._out, self._safe):
             self._write_whole(labels)
         self._unlock()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _write_whole(self, labels: np.ndarray) -> None:
         shape = (len(labels), *next(self.images(1)).shape[1:])
-        scratch = self._out.with_name(f".{self._out.name}.tmp")
-        with _removed_on_failure(scratch), open(scratch, "wb") as whole:
-            with zipfile.ZipFile(whole, "w", allowZip64=True) as archive:
-                with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                    for chunk in self.images(len(labels)):
-                        file.write(chunk.tobytes())
-                with archive.open("labels.npy", "w") as file:
-                    np.save(file, labels, allow_pickle=False)
-                archive.comment = self._seal
-            _flush(whole)
-        os.replace(scratch, self._out)
+        # Among the parts, and of one name, so that no kill leaves so large a file behind for good.
+        with (
+            replacing(self._out, scratch=self._directory / WHOLE_FILE) as scratch,
+            zipfile.ZipFile(scratch, "w", allowZip64=True) as archive,
+        ):
+            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for chunk in self.images(len(labels)):
+                    file.write(chunk.tobytes())
+            with archive.open("labels.npy", "w") as file:
+                np.save(file, labels, allow_pickle=False)
+            archive.comment = self._seal
 
-    @contextlib.contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        """Turns what the disk says while `path` is written into one line."""
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"cannot write {path}: {error.strerror or error}; finished chunks are safe in "
-                f"{self._directory}: make room or mend the disk, and run the same command again"
-            ) from error
+    def _safe(self) -> str:
+        return f"finished chunks are safe in {self._directory}"
 
     def _unlock(self) -> None:
         if self._lock:
@@ -138,35 +135,13 @@ def share(numbers: Sequence[int], index: int, count: int) -> list[int]:
     return list(numbers[index::count])
 
 
-def _write(path: Path, write) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _removed_on_failure(scratch), open(scratch, "wb") as file:
-        write(file)
-        _flush(file)
-    os.replace(scratch, path)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    """Removes the file at `path` if what is within fails."""
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _write_images(file: BinaryIO, images: np.ndarray) -> None:
+def _write_images(path: Path, images: np.ndarray) -> None:
     """As `np.save` does, which leaves it unsaid if the disk takes only the beginning."""
     descr = np.lib.format.dtype_to_descr(images.dtype)
     header = {"descr": descr, "fortran_order": False, "shape": images.shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    file.write(images.tobytes())
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(images.tobytes())
 
 
 def _is_whole(path: Path) -> bool:
@@ -180,18 +155,3 @@ def _is_whole(path: Path) -> bool:
             return dtype == np.uint8 and len(shape) == 4 and os.fstat(file.fileno()).st_size == size
     except (OSError, ValueError, EOFError, tokenize.TokenError):
         return False
-
-
-def _lock(path: Path) -> BinaryIO:
-    """An open file that no other process locks until it is closed, be it by the process's end."""
-    file = open(path, "wb")  # noqa: SIM115 - the store holds it open
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(
-            f"another process draws into {path.parent}; wait for it, or choose another --out"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    return file

@@ -2,6 +2,8 @@
 
 import os
 
+from sra_jax.files import in_bucket
+
 
 class HeldDirectory:
     """Notices that a local directory was removed, or another put in its place; knows no buckets.
@@ -11,7 +13,7 @@ class HeldDirectory:
 
     def __init__(self, path: str | os.PathLike):
         self._path = os.fspath(path)
-        self._file = None if "://" in self._path else os.open(self._path, os.O_RDONLY)
+        self._file = None if in_bucket(path) else os.open(self._path, os.O_RDONLY)
 
     def check(self) -> None:
         """Raises FileNotFoundError if it is not there any more."""

@@ -1,6 +1,7 @@
 """What a run says while it runs: a log line and TensorBoard events, without making devices wait."""
 
 import logging
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -43,6 +44,15 @@ class _Pending(NamedTuple):
     metrics: Metrics
 
 
+def open_writer(logdir: str | os.PathLike):
+    """A writer of TensorBoard events (clu's interface), or None on processes that do not log."""
+    if jax.process_index() > 0:
+        return None
+    from sra_jax.training.tensorboard import make_writer  # TensorBoard takes a second to import
+
+    return make_writer(os.fspath(logdir))
+
+
 class Reporter:
     """Collects each step's metrics on the devices, and fetches and reports them every so often.
 
@@ -50,7 +60,7 @@ class Reporter:
     """
 
     def __init__(self, writer, first_step: int, last_step: int, every: int, workload: Workload):
-        """`writer` is clu's interface, or None on processes that do not log."""
+        """`writer` is what `open_writer` gives."""
         self._writer, self._workload = writer, workload
         self._last_step, self._every = last_step, every
         self._pending: deque[_Pending] = deque()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import numpy as np
+from etils import epath
 from PIL import Image
 from tensorboard.compat import tf
 from tensorboard.compat.proto.event_pb2 import Event
@@ -32,7 +33,7 @@ from clu.metric_writers import AsyncWriter, MetricWriter  # noqa: E402
 
 
 class EventWriter(MetricWriter):
-    """Writes an event file in `logdir`; of clu's interface, what this project uses.
+    """Writes an event file in `logdir`, which it makes; of clu's interface, what this project uses.
 
     Where the file cannot be written, that is logged once, and nothing more is: no run ends for it.
     """
@@ -42,6 +43,7 @@ class EventWriter(MetricWriter):
         self._path = os.path.join(logdir, f"events.out.tfevents.{stamp}")
         self._failed = False
         self._flushed_at = time.monotonic()
+        self._try(lambda: epath.Path(logdir).mkdir(parents=True, exist_ok=True))
         self._records = RecordWriter(tf.io.gfile.GFile(self._path, "wb"))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 

@@ -5,8 +5,9 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny import pixel_spec
 
-from sra_jax.data.latents import LatentSpec, open_latents, write_latents
+from sra_jax.data.latents import open_latents, write_latents
 from sra_jax.data.pipeline import batches, prefetch
 from sra_jax.errors import InputError
 
@@ -18,15 +19,7 @@ BATCH = 12
 def source(tmp_path_factory):
     """Fifty records; every number in record i is i."""
     directory = tmp_path_factory.mktemp("data") / "numbered"
-    spec = LatentSpec(
-        codec="pixels",
-        scale=1.0,
-        shift=0.0,
-        latent_shape=(2, 2, 1),
-        resolution=2,
-        image_channels=1,
-        num_classes=RECORDS,
-    )
+    spec = pixel_spec(2, num_classes=RECORDS)
     labels = np.arange(RECORDS)
     moments = np.broadcast_to(labels[:, None, None, None], (RECORDS, 2, 2, 2)).astype(np.float32)
     write_latents(directory, spec, [[(moments[:20], labels[:20])], [(moments[20:], labels[20:])]])

@@ -4,20 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny import pixel_spec
 
-from sra_jax.data.latents import LatentSpec, open_latents, shard_name
+from sra_jax.data.latents import open_latents, shard_name
 from sra_jax.data.shards import ShardedSet, record_bytes
 from sra_jax.errors import InputError, RunError
 
-SPEC = LatentSpec(
-    codec="pixels",
-    scale=1.0,
-    shift=0.0,
-    latent_shape=(4, 4, 2),
-    resolution=4,
-    image_channels=2,
-    num_classes=5,
-)
+SPEC = pixel_spec(4, num_classes=5, channels=2)
 SHARDS = 4
 
 

@@ -119,7 +119,7 @@ def test_a_disk_that_fails_is_told_in_one_line(tmp_path, features):
     shutil.rmtree(cache.directory)
     cache.directory.mkdir()
     (cache.directory / "block01-t0.3.npy").mkdir()  # in the way
-    with pytest.raises(RunError, match=r"cannot write to .*directory.*--out"):
+    with pytest.raises(RunError, match=r"cannot write .*directory; what was .* kept: .*--out"):
         cache.store(BLOCKS, 0.3, batches(features))
 
 

@@ -4,22 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tiny import pixel_spec
 
 from sra_jax.data.latents import open_latents, write_latents
-from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError
 from sra_jax.evaluation.holdout import hold_out, open_fitting
 
-SPEC = LatentSpec(
-    codec="pixels",
-    scale=1.0,
-    shift=0.0,
-    latent_shape=(2, 2, 1),
-    resolution=2,
-    image_channels=1,
-    num_classes=4,
-    dtype="float32",
-)
+SPEC = pixel_spec(2, num_classes=4, dtype="float32")
 
 
 def write(path, count, **changes):

@@ -209,7 +209,6 @@ def test_closing_leaves_no_thread(tmp_path):
 
 
 def test_events_that_cannot_be_written_are_told_once_and_end_nothing(tmp_path, caplog, capfd):
-    (tmp_path / "events").mkdir()
     report = reporter(make_writer(str(tmp_path / "events")), every=1)
     report.add(1, metrics(1.0), waited=0.0)
     (tmp_path / "events").rename(tmp_path / "away")

@@ -1,8 +1,7 @@
-"""The train step: the authors' numbers, what a step draws, what it costs, what it donates."""
+"""The train step: the authors' numbers, the same updates on any devices, what it donates."""
 
 import dataclasses
 import functools
-import time
 import warnings
 from functools import partial
 from typing import NamedTuple
@@ -17,21 +16,17 @@ from golden import (
     LOSSES,
     ROUNDING,
     SIT_GRADIENTS,
-    count_multiply_adds,
     relative_error,
     worst_error,
 )
-from scipy import stats
+from tiny import METHOD, TINY, make_batch, make_objective
 
 from sra_jax.errors import InputError
 from sra_jax.hlo import Program
-from sra_jax.models import SIZES, DiffusionTransformer, TransformerConfig
-from sra_jax.models.layers import Block
+from sra_jax.models import DiffusionTransformer
 from sra_jax.parallel import MeshConfig, batch_sharding, make_mesh, replicated
 from sra_jax.processes import DDPM, Interpolant
-from sra_jax.randomness import stream_key
 from sra_jax.sra import SRAConfig, WeightSchedule
-from sra_jax.training.flops import step_flops
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState, init_state, nonfinite_leaves
 from sra_jax.training.step import (
@@ -40,7 +35,6 @@ from sra_jax.training.step import (
     StepConfig,
     accumulate_gradients,
     apply_gradients,
-    draw_example,
     make_train_step,
 )
 from sra_jax.weights import to_torch
@@ -137,32 +131,6 @@ def test_dit_gradient_is_golden(dit):
 
 
 # The whole step, on batches of moments.
-
-TINY = TransformerConfig(
-    kind="sit",
-    input_size=8,
-    patch_size=4,
-    in_channels=2,
-    width=16,
-    depth=3,
-    num_heads=2,
-    num_classes=10,
-)
-METHOD = SRAConfig(student_block=1, teacher_block=2)
-
-
-def make_objective(config=TINY, method=METHOD, weight=0.2):
-    process = {"sit": Interpolant(), "dit": DDPM()}[config.kind]
-    return Objective(DiffusionTransformer(config), process, method, WeightSchedule(weight))
-
-
-def make_batch(size=8, config=TINY, std=0.5):
-    rng = np.random.default_rng(0)
-    shape = (size, config.input_size, config.input_size, config.in_channels)
-    moments = np.concatenate([rng.normal(size=shape), np.full(shape, std)], -1)
-    labels = rng.integers(0, config.num_classes, size)
-    return {"moments": moments.astype(np.float32), "labels": labels.astype(np.int32)}
-
 
 # A large epsilon keeps Adam from dividing the rounding of a gradient by its own size.
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, eps=1e-2)
@@ -375,202 +343,6 @@ def test_the_whole_state_is_donated(run_tiny):
     run = run_tiny()
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.first))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(run.last))
-
-
-# Draws.
-
-
-@pytest.fixture(scope="module")
-def draw():
-    """From (objective, config, batch, step) to an example, compiled."""
-    return jax.jit(draw_example, static_argnums=(0, 1))
-
-
-def test_draws_do_not_depend_on_the_devices(draw):
-    assert jax.device_count() == 8
-    split = batch_sharding(make_mesh(MeshConfig()))
-    objective, config, batch = make_objective(), StepConfig(seed=5), make_batch(64)
-    alone = draw(objective, config, batch, 7)
-    shared = draw(objective, config, jax.device_put(batch, split), 7)
-    assert len(shared.x.sharding.device_set) == 8
-    for name, one, many in zip(Example._fields, alone, shared, strict=True):
-        np.testing.assert_array_equal(one, many, err_msg=name)
-
-
-def test_draws_are_functions_of_seed_and_step(draw):
-    objective, batch = make_objective(), make_batch(32)
-    first = draw(objective, StepConfig(seed=1), batch, 3)
-    again = draw(objective, StepConfig(seed=1), batch, 3)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    for seed, step in ((1, 4), (2, 3), (3, 1)):
-        other = draw(objective, StepConfig(seed=seed), batch, step)
-        for name, one, two in zip(Example._fields, first, other, strict=True):
-            assert np.mean(np.asarray(one) == np.asarray(two)) < 0.95, name
-        for name in ("noise", "x", "t"):
-            one, two = np.ravel(getattr(first, name)), np.ravel(getattr(other, name))
-            if name == "x":  # what is drawn of it
-                one, two = (v - np.ravel(batch["moments"][..., :2]) for v in (one, two))
-            assert abs(np.corrcoef(one, two)[0, 1]) < 4.5 / np.sqrt(len(one)), name
-
-
-def test_streams_are_independent(draw):
-    """Noise, latent noise, times, gaps and dropout of one step have nothing in common."""
-    batch = make_batch(512)
-    config = dataclasses.replace(StepConfig(), label_dropout=0.5)
-    example = draw(make_objective(), config, batch, 0)
-    eps = (example.x - batch["moments"][..., :2]) / batch["moments"][..., 2:]
-    assert abs(np.corrcoef(np.ravel(eps), np.ravel(example.noise))[0, 1]) < 4.5 / np.sqrt(eps.size)
-    assert stats.kstest(np.ravel(eps), stats.norm.cdf).pvalue > 0.01
-    assert stats.kstest(np.ravel(example.noise), stats.norm.cdf).pvalue > 0.01
-    gap = example.t - example.t_teacher
-    clear = np.asarray(example.t) > 0.2
-    dropped = np.asarray(example.labels == 10, float)
-    rows = np.stack([example.t, gap, dropped, example.noise[:, 0, 0, 0], eps[:, 0, 0, 0]])
-    correlation = np.corrcoef(rows[:, clear])
-    assert np.abs(correlation - np.eye(5)).max() < 4.5 / np.sqrt(clear.sum())
-    keys = {
-        jax.random.key_data(stream_key(seed, name, step)).tobytes()
-        for seed in (0, 1)
-        for name in ("latent", "noise", "time", "gap", "label_dropout", "init")
-        for step in range(3)
-    }
-    assert len(keys) == 2 * 6 * 3
-
-
-def test_latents_are_drawn_from_their_posterior(draw):
-    batch = make_batch(4, std=0.0)
-    config = StepConfig(scale=0.5, shift=-1.0)
-    x = draw(make_objective(), config, batch, 0).x
-    np.testing.assert_allclose(x, 0.5 * batch["moments"][..., :2] - 1, rtol=1e-6, atol=1e-7)
-    batch = make_batch(512, std=0.5)
-    x = draw(make_objective(), config, batch, 0).x
-    drawn = np.ravel((x + 1) / 0.5 - batch["moments"][..., :2])
-    assert stats.kstest(drawn, stats.norm(0, 0.5).cdf).pvalue > 0.01
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
-def test_label_dropout(draw, dropout):
-    size = 20_000
-    config = dataclasses.replace(TINY, input_size=4)
-    batch = make_batch(size, config)
-    labels = np.asarray(
-        draw(make_objective(config), StepConfig(label_dropout=dropout), batch, 0)[1]
-    )
-    dropped = labels == TINY.num_classes
-    np.testing.assert_array_equal(labels[~dropped], batch["labels"][~dropped])
-    # Five standard deviations of a binomial; none or all are exact.
-    assert abs(dropped.mean() - dropout) <= 5 * np.sqrt(dropout * (1 - dropout) / size)
-    for label in range(TINY.num_classes):
-        share = dropped[batch["labels"] == label].mean()
-        assert abs(share - dropout) <= 5 * np.sqrt(dropout * (1 - dropout) / 1800)
-
-
-def test_integer_times_of_dit(draw):
-    config = dataclasses.replace(TINY, kind="dit")
-    example = draw(make_objective(config), StepConfig(), make_batch(256), 0)
-    assert example.t.dtype == example.t_teacher.dtype == jnp.int32
-    gap = np.asarray(example.t - example.t_teacher)[np.asarray(example.t) > 200]
-    assert gap.min() >= 0 and gap.max() < 200
-
-
-# Cost: all counted, nothing is executed.
-
-
-def step_multiply_adds(config, method, batch):
-    optimizer = make_optimizer(OptimizerConfig())
-    objective = make_objective(config, method)
-    init = partial(
-        init_state, objective.model, optimizer, seed=0, head=method is not None and method.head
-    )
-    step = make_train_step(objective, optimizer, StepConfig())
-    return count_multiply_adds(step, jax.eval_shape(init), jax.eval_shape(lambda: batch))
-
-
-def block_multiply_adds(config, batch):
-    block = Block(config.num_heads, config.mlp_ratio, jnp.float32, "xla")
-    tokens = jax.ShapeDtypeStruct((batch, config.num_tokens, config.width), jnp.float32)
-    c = jax.ShapeDtypeStruct((batch, config.width), jnp.float32)
-    params = jax.eval_shape(block.init, jax.random.key(0), tokens, c)
-    return count_multiply_adds(block.apply, params, tokens, c)
-
-
-@pytest.mark.parametrize("kind", ["sit", "dit"])
-@pytest.mark.parametrize("name", SIZES)
-def test_alignment_costs_one_partial_forward_pass(name, kind):
-    size, batch_size = SIZES[name], 2
-    student, teacher = size.sit_blocks if kind == "sit" else size.dit_blocks
-    config = TransformerConfig(
-        kind=kind,
-        input_size=32,
-        patch_size=2,
-        in_channels=4,
-        width=size.width,
-        depth=size.depth,
-        num_heads=size.num_heads,
-        num_classes=1000,
-    )
-    batch = make_batch(batch_size, config)
-    plain = step_multiply_adds(config, None, batch)
-    aligned = step_multiply_adds(config, SRAConfig(student, teacher), batch)
-    block = block_multiply_adds(config, batch_size)
-    head = 4 * config.width**2 * config.num_tokens * batch_size
-    forward_and_backward = 3 * config.depth * block
-    promised = (forward_and_backward + teacher * block + 3 * head) / forward_and_backward
-    assert 0.99 * promised < aligned / plain < 1.01 * promised
-    assert 0.98 < plain / forward_and_backward < 1.02
-
-
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("head", [True, False], ids=["head", "no head"])
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_analytic_count_is_that_of_the_step(remat, head, fraction):
-    size = SIZES["B"]
-    config = dataclasses.replace(
-        TINY, kind="dit", input_size=32, patch_size=2, width=size.width, depth=4, remat=remat
-    )
-    method = SRAConfig(1, 3, head=head, teacher_fraction=fraction)
-    counted = step_multiply_adds(config, method, make_batch(2, config))
-    per_image = 2 * counted / 2  # two operations a multiply-add, a batch of two
-    assert abs(step_flops(config, method).total / per_image - 1) < 0.01
-
-
-def test_multiply_adds_are_those_that_xla_counts():
-    """XLA counts a scanned body once, so the scan is unrolled; it counts two for a multiply-add,
-    and elementwise work too, which this width makes small."""
-    config = dataclasses.replace(
-        TINY, input_size=16, patch_size=2, width=256, num_heads=4, depth=2, scan_unroll=2
-    )
-    batch = make_batch(16, config)
-    optimizer = make_optimizer(OptimizerConfig())
-    objective = make_objective(config, SRAConfig(1, 2))
-    step = make_train_step(objective, optimizer, StepConfig())
-    init = partial(init_state, objective.model, optimizer, seed=0, head=True)
-    state = jax.eval_shape(init)
-    compiled = jax.jit(step).lower(state, batch).compile()
-    ratio = compiled.cost_analysis()["flops"] / (2 * count_multiply_adds(step, state, batch))
-    assert abs(ratio - 1) < 0.02
-
-
-@pytest.mark.slow
-def test_compile_time_does_not_grow_with_depth():
-    """Blocks are scanned: 28 compile as fast as 12, within 20 %, by the median of five each."""
-
-    def seconds(depth):
-        config = dataclasses.replace(TINY, depth=depth, width=384, num_heads=6, input_size=32)
-        optimizer = make_optimizer(OptimizerConfig())
-        objective = make_objective(config, SRAConfig(3, 8))
-        init = partial(init_state, objective.model, optimizer, seed=0, head=True)
-        state = jax.eval_shape(init)
-        jax.clear_caches()
-        start = time.perf_counter()
-        step = make_train_step(objective, optimizer, StepConfig())
-        jax.jit(step).lower(state, make_batch(8, config)).compile()
-        return time.perf_counter() - start
-
-    seconds(12)  # warms what is loaded once
-    times = np.array([[seconds(depth) for depth in (12, 28)] for _ in range(5)])
-    shallow, deep = np.median(times, axis=0)
-    assert deep < 1.2 * shallow, times
 
 
 # Bad input.

@@ -7,30 +7,20 @@ import pytest
 import torch
 from golden import random_state_dict, worst_error
 from published import tensors
+from tiny import TINY
 
 from sra_jax.errors import InputError
-from sra_jax.models import TransformerConfig
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.weights import from_torch, to_torch
 from sra_jax.weights.adamw import adamw_from_torch
 
-CONFIG = TransformerConfig(
-    kind="sit",
-    input_size=4,
-    patch_size=2,
-    in_channels=4,
-    width=24,
-    depth=2,
-    num_heads=3,
-    num_classes=5,
-)
 SETTINGS = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 
 def trained(updates=3, **settings):
     """Parameters in PyTorch's order, and their AdamW, after a few updates with random gradients;
     the position table has none."""
-    parameters = tensors(random_state_dict(CONFIG, seed=0, head=True))
+    parameters = tensors(random_state_dict(TINY, seed=0, head=True))
     optimizer = torch.optim.AdamW(parameters.values(), **(SETTINGS | settings))
     for step in range(updates):
         give_gradients(parameters, seed=step)
@@ -51,11 +41,11 @@ def as_arrays(parameters):
 
 def test_the_next_updates_are_the_same():
     parameters, torch_optimizer = trained()
-    state = adamw_from_torch(torch_optimizer.state_dict(), list(parameters), CONFIG, head=True)
+    state = adamw_from_torch(torch_optimizer.state_dict(), list(parameters), TINY, head=True)
     assert state.count == 3
     expected = {"learning_rate": 3e-3, "b1": 0.8, "b2": 0.95, "eps": 1e-6, "weight_decay": 0.1}
     assert state.settings == expected
-    params = from_torch(as_arrays(parameters), CONFIG)
+    params = from_torch(as_arrays(parameters), TINY)
     optimizer = make_optimizer(OptimizerConfig(clip_norm=1e6, **state.settings))
     moments = {"count": np.int32(state.count), "mu": state.mu, "nu": state.nu}
     opt_state = optax.tree.set(optimizer.init(params), **moments)
@@ -66,16 +56,16 @@ def test_the_next_updates_are_the_same():
             name: np.zeros(tensor.shape, np.float32) if tensor.grad is None else tensor.grad.numpy()
             for name, tensor in parameters.items()
         }
-        gradients = from_torch(gradients, CONFIG)
+        gradients = from_torch(gradients, TINY)
         other, _ = optimizer.update(gradients, fresh, params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
-        before = to_torch(params, CONFIG)
+        before = to_torch(params, TINY)
         params = optax.apply_updates(params, updates)
         torch_optimizer.step()
     after = as_arrays(parameters)
-    assert worst_error(to_torch(params, CONFIG), after)[0] < 1e-6
+    assert worst_error(to_torch(params, TINY), after)[0] < 1e-6
     # A fresh optimiser would have gone elsewhere.
-    fresh_after = to_torch(jax.tree.map(np.asarray, optax.apply_updates(params, other)), CONFIG)
+    fresh_after = to_torch(jax.tree.map(np.asarray, optax.apply_updates(params, other)), TINY)
     assert worst_error(fresh_after, before)[0] > 1e-3
 
 
@@ -106,4 +96,4 @@ BAD = {
 def test_another_state_is_refused(change, message):
     state, names = mangle(change)
     with pytest.raises(InputError, match=message):
-        adamw_from_torch(state, names, CONFIG, head=True)
+        adamw_from_torch(state, names, TINY, head=True)

@@ -1,0 +1,72 @@
+"""How files are written: whole or not at all, by one process, with one line if the disk fails."""
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
+from typing import TextIO, TypeVar
+
+from sra_jax.errors import InputError, RunError
+
+PathT = TypeVar("PathT", bound=PurePath)
+
+
+@contextlib.contextmanager
+def replacing(path: PathT, scratch: PathT | None = None) -> Iterator[PathT]:
+    """A file to write to, which takes the place of `path` when all went well, and is gone
+    otherwise.
+
+    It is `scratch`, or one beside `path`, of the same ending, whose name no other process chooses.
+    """
+    if scratch is None:
+        scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        yield scratch
+        if not in_bucket(scratch):
+            with open(scratch, "rb") as file:
+                os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def lock(path: os.PathLike, refusal: str) -> TextIO:
+    """The file at `path`, open; no other process locks it until it is closed, be it by the
+    process's end. On a file system without locks it is only open.
+
+    Raises:
+      InputError: another process has locked it; says `refusal`.
+    """
+    file = open(path, "a")  # noqa: SIM115 - the caller closes it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(refusal) from None
+    except OSError:
+        pass
+    return file
+
+
+@contextlib.contextmanager
+def disk_failures_told(
+    path: os.PathLike,
+    safe: Callable[[], str],
+    advice: str = "make room or mend the disk, and run the same command again",
+) -> Iterator[None]:
+    """Turns what the disk refuses while `path` is written into a RunError of one line: why, then
+    what `safe()` says is not lost, and `advice`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; {safe()}: {advice}"
+        ) from error
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Whether `path` is in an object store, which has neither locks nor directories."""
+    return "://" in os.fspath(path)
