@@ -37,6 +37,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
         "torch": TORCH,
         "notebook": NOTEBOOK,
-        "test": ["pytest>=8,<10", "hypothesis>=6,<7", "ruff==0.17.5", *TORCH, *NOTEBOOK],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6,<7", "ruff==0.17.5"]
+        + [*TORCH, *NOTEBOOK],
     },
 )

@@ -27,6 +27,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from commands import Forks, Kill, Result, assert_bit_identical, digits, saved_arrays
 
+from sra_jax.errors import PREEMPTED
+
 STEPS, EVERY = 150, 5
 DELETION = "SIGKILL inside the deletion of the old checkpoint"
 PARTS = {"params", "ema", "opt_state", "step", "_CHECKPOINT_METADATA"}  # of a checkpoint
@@ -154,7 +156,7 @@ def disturb_training(runs: Runs, tally: Tally, target: str) -> list[str]:
         if injected:
             settle(tally, injected, made, result)
         made = max(last_logged(result.out), resumed_from(result.out)) or made
-        if result.code not in (-signal.SIGKILL, 75):
+        if result.code not in (-signal.SIGKILL, PREEMPTED):
             break  # it had finished
         left = is_half_deleted(checkpoints)
         injected.append(
@@ -230,16 +232,13 @@ DAMAGES: dict[str, Callable] = {
 
 
 def disturb(runs: Runs, tally: Tally, target: str, name: str) -> list[str]:
-    """Kills `encode` or `sample` at some moment, three times in a row; returns the faults."""
-    fault, injected = (
-        {"encode": "SIGKILL while encoding", "sample": "SIGKILL while sampling"}[name],
-        [],
-    )
-    for _ in range(3):
-        kill = Kill(runs.random.uniform(0, runs.seconds[name]))
-        if runs.run(name, target, kill).code == -signal.SIGKILL:
-            injected.append(fault)
-            tally.add(fault)
+    """Kills or stops `encode` or `sample` at some moment, three times; returns the faults."""
+    injected = []
+    for number in runs.random.sample([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM], 3):
+        kill = Kill(runs.random.uniform(0, runs.seconds[name]), number=number)
+        if runs.run(name, target, kill).code in (-signal.SIGKILL, PREEMPTED):
+            injected.append(f"{number.name} while {name[:-1]}ing")  # encode, sample
+            tally.add(injected[-1])
     runs.run(name, target)
     return injected
 

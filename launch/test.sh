@@ -19,4 +19,5 @@ case "${1:-}" in
 esac
 
 ensure_environment test
-run "$python" -m pytest "$@"
+# Two at a time, each file in one process: most of the time goes to compilation, which takes one core.
+run "$python" -m pytest --numprocesses=2 --dist=loadfile "$@"
