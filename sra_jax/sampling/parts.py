@@ -18,7 +18,6 @@ from sra_jax.files import disk_failures_told, lock, replacing
 
 LOCK_FILE = "lock"
 REQUEST_FILE = "request.json"
-WHOLE_FILE = "whole.npz"
 
 
 class PartStore:
@@ -91,9 +90,10 @@ class PartStore:
 
     def _write_whole(self, labels: np.ndarray) -> None:
         shape = (len(labels), *next(self.images(1)).shape[1:])
-        # Among the parts, and of one name, so that no kill leaves so large a file behind for good.
+        # Of one name, so that the next run writes over the large file that a kill has left.
+        scratch = self._out.with_name(f".{self._out.name}.tmp")
         with (
-            replacing(self._out, scratch=self._directory / WHOLE_FILE) as scratch,
+            replacing(self._out, scratch),
             zipfile.ZipFile(scratch, "w", allowZip64=True) as archive,
         ):
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
