@@ -22,6 +22,7 @@ RUN = [
     "matplotlib>=3.10,<4",
 ]
 TORCH = ["torch>=2.6,<3"]  # reads .pt and .pth files
+TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6,<7", "ruff==0.17.5"]
 NOTEBOOK = ["ipykernel>=7,<8", "nbclient>=0.10,<0.12", "nbformat>=5.10,<6"]
 
 setup(
@@ -37,7 +38,6 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
         "torch": TORCH,
         "notebook": NOTEBOOK,
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6,<7", "ruff==0.17.5"]
-        + [*TORCH, *NOTEBOOK],
+        "test": [*TEST, *TORCH, *NOTEBOOK],
     },
 )

@@ -88,6 +88,7 @@ def test_help_shows_examples(clone, tools, launcher):
     assert "#" not in result.stdout
 
 
+PYTEST = "-m pytest --numprocesses=2 --dist=loadfile"
 INSTALL = (
     ".venv/bin/python -m pip install --disable-pip-version-check"
     " --constraint launch/constraints.txt --editable "
@@ -103,7 +104,7 @@ DRY_RUNS = {
         "python -m sra_jax.evaluate --samples=runs/digits/samples.npz --reference=embedded:digits",
         "python -m sra_jax.probe --workdir=runs/digits",
     ],
-    "test.sh": [INSTALL + "'.[test]'", ".venv/bin/python -m pytest"],
+    "test.sh": [INSTALL + "'.[test]'", f".venv/bin/python {PYTEST}"],
     "tpu_pod.sh": [
         SLICE + "queued-resources create sra --node-id=sra --accelerator-type=v5litepod-16",
         SLICE + "tpu-vm scp runs/sra.tar sra:sra_jax.tar --worker=all",
@@ -198,10 +199,10 @@ class TestEnvironment:
         assert self.test(clone, "-k", "two words").returncode == 0
         first = calls(clone)
         assert [call for call in first if "install" in call][-1].endswith("--editable .[test]")
-        assert first[-1] == "-m pytest -k two words"
+        assert first[-1] == f"{PYTEST} -k two words"
         second = self.test(clone)
         assert second.stderr == ""
-        assert calls(clone) == [*first, "-m pytest"]
+        assert calls(clone) == [*first, PYTEST]
 
     @pytest.mark.parametrize("file", ["setup.py", "launch/constraints.txt"])
     def test_installs_again_when_the_requirements_change(self, clone, file):
@@ -239,7 +240,7 @@ class TestEnvironment:
         assert self.test(clone).returncode == 0
         assert not (clone / ".venv/old").exists()
         assert not (clone / ".venv/unfinished").exists()
-        assert calls(clone)[-1] == "-m pytest"
+        assert calls(clone)[-1] == PYTEST
 
     @pytest.mark.parametrize(
         ("environment", "complaint"),
