@@ -83,7 +83,7 @@ BAD = {
         lambda s: s["param_groups"].append(s["param_groups"][0]),
         "not AdamW with one group",
     ),
-    "fewer": (lambda s: s["param_groups"][0]["params"].pop(), "has 35 parameters, the model 36"),
+    "fewer": (lambda s: s["param_groups"][0]["params"].pop(), "has 45 parameters, the model 46"),
     "amsgrad": (lambda s: s["param_groups"][0].update(amsgrad=True), "amsgrad"),
     "none": (lambda s: s["state"].clear(), "no moments of"),
     "one": (lambda s: s["state"].pop(5), "no moments of"),
