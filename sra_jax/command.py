@@ -22,6 +22,7 @@ from sra_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, InputError
 
 _DISK_ADVICE = "make room or mend the disk; the same command goes on from what is saved"
 _DENIED_ADVICE = "mend its permissions, or choose another place"
+_STOPPED = {signal.SIGTERM: ("SIGTERM", PREEMPTED), signal.SIGINT: ("Ctrl-C", INTERRUPTED)}
 _speaker = ""  # who is speaking, where there are several
 flags.disclaim_key_flags()  # what is defined here is for the command that asks for it
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
@@ -40,7 +41,7 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
     `description` is the module's docstring; `required` names the flags that must be given.
     """
     _log_to_stdout()
-    signal.signal(signal.SIGTERM, _terminate)  # until a command that saves takes over
+    heed_signals()
     if any(argument in HELP for argument in sys.argv[1:]):
         print(f"{description.strip()}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
@@ -56,8 +57,6 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
         denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         advice = _DENIED_ADVICE if denied else _DISK_ADVICE
         _end(RunError(f"{where}{error.strerror or error}; {advice}"), FAILED)
-    except KeyboardInterrupt:
-        _end(RunError("interrupted; the same command goes on from what is saved"), INTERRUPTED)
     except Exception as error:
         if not _speaker:
             raise
@@ -91,12 +90,22 @@ def _parse(required: Sequence[str]) -> None:
             raise InputError(f"--{name} is missing or empty; see --help")
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """Ends at once. JAX is not to be torn down while its threads compute: it crashes, and in the
-    callbacks where Python may be now an exception goes unheard."""
-    end = "error: stopped by SIGTERM; the same command goes on from what is saved\n"
-    os.write(2, f"{_speaker}{end}".encode())  # print may be what was interrupted
-    os._exit(PREEMPTED)
+def heed_signals() -> None:
+    """Has SIGTERM and Ctrl-C end this process at once, with a line; `train` saves first, once it
+    has begun to.
+
+    JAX is not to be torn down while its threads compute: it crashes. And an exception goes unheard
+    in the callbacks where Python may be at that moment.
+    """
+    for number in _STOPPED:
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    name, code = _STOPPED[number]
+    line = f"{_speaker}error: stopped by {name}; run the same command again\n"
+    os.write(2, line.encode())  # print may be what was interrupted
+    os._exit(code)
 
 
 def _explain(error: BaseException) -> str:

@@ -36,12 +36,12 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Of TFDS, for tfds:NAME.")
 command.define_process_flags()
 
 
-def main() -> int:
+def main() -> None:
     """Encodes as the flags say."""
     from sra_jax.encoder import EncodeRequest, encode  # takes seconds: once signals are heeded
 
     command.join_processes()
-    return encode(
+    encode(
         EncodeRequest(
             source=_SOURCE.value,
             out=_OUT.value,

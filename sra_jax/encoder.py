@@ -1,15 +1,13 @@
 """From images, or latents of other people's making, to a latent data set."""
 
-import contextlib
 import dataclasses
 import logging
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -24,7 +22,7 @@ from sra_jax.data.npy_import import NPY_PREFIX, NpyLatents
 from sra_jax.data.shards import ShardedSet, record_bytes
 from sra_jax.data.sources import Source, open_source
 from sra_jax.data.spec import LatentSpec, describe
-from sra_jax.errors import INTERRUPTED, PREEMPTED, InputError
+from sra_jax.errors import InputError
 from sra_jax.progress import Progress
 
 DEFAULT_RESOLUTION = 256
@@ -78,24 +76,15 @@ class Producer(Protocol):
         """Moments `[B, h, w, 2c]` and labels `[B]` of `items`; names those left out."""
 
 
-def encode(request: EncodeRequest) -> int:
+def encode(request: EncodeRequest) -> None:
     """Writes the data set asked for, or goes on writing it, together with the other processes.
-
-    Returns:
-      The exit code: 0 when finished, 75 or 130 when stopped by SIGTERM or Ctrl-C.
 
     Raises:
       InputError: something about the request, the source or the disk is wrong.
       RunError: the disk is full or fails.
     """
-    try:
-        with _stoppable():
-            job = EncodingJob(request.out, open_producer(request), request.shard_bytes)
-            _run(job, jax.process_index(), jax.process_count())
-    except _StoppedError as stopped:
-        _log.info("%s: finished shards are kept, run the same command to go on", stopped)
-        return stopped.exit_code
-    return 0
+    job = EncodingJob(request.out, open_producer(request), request.shard_bytes)
+    _run(job, jax.process_index(), jax.process_count())
 
 
 def open_producer(request: EncodeRequest) -> Producer:
@@ -304,26 +293,3 @@ def _counted(
     for batch in batches:
         yield batch
         progress.add(len(batch[1]) / records_per_item)
-
-
-class _StoppedError(BaseException):
-    """A signal asked to stop. No Exception, so that nothing on the way takes it for a failure."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Raises _StoppedError on SIGTERM and Ctrl-C while entered: nothing needs to be saved."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise _StoppedError(number)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

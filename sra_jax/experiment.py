@@ -215,8 +215,13 @@ class Experiment:
         return self.train.microbatches * self.stride
 
     def guidance(self) -> Guidance:
-        """The guidance that samples of this run use."""
-        settings = self.sampling
+        """The guidance that samples of this run use. Raises InputError if it cannot be."""
+        settings, channels = self.sampling, self.data.latent_shape[2]
+        if settings.guidance_channels > channels:
+            raise InputError(
+                f"sampling.guidance_channels is {settings.guidance_channels}, but latents have "
+                f"{channels} channels; 0 guides all"
+            )
         low, high = settings.guidance_interval
         return Guidance(settings.guidance, low, high, settings.guidance_channels)
 
@@ -241,11 +246,6 @@ class Experiment:
             raise InputError(
                 f"evaluation.fid_every is {self.evaluation.fid_every}, expected a multiple of "
                 f"train.checkpoint_every {self.train.checkpoint_every}: the best is to be kept"
-            )
-        if self.sampling.guidance_channels > self.data.latent_shape[2]:
-            raise InputError(
-                f"sampling.guidance_channels is {self.sampling.guidance_channels}, but latents "
-                f"have {self.data.latent_shape[2]} channels; 0 guides all"
             )
         self.guidance()
         self.solver_steps()

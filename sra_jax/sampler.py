@@ -58,11 +58,11 @@ def sample(request: SampleRequest) -> None:
       InputError: something about the request or the workdir is wrong; nothing was done.
       RunError: the model draws what is no image.
     """
-    request = dataclasses.replace(request, chunk=min(request.chunk, request.num))
     saved = workdirs.read(workdirs.open_directory(request.workdir))
     experiment = _with_overrides(Experiment.from_dict(saved.config), request)
     experiment.solver_steps(), experiment.guidance()  # refuse what cannot be before anything else
     labels = _labels(request, saved.data.num_classes)
+    request = dataclasses.replace(request, chunk=min(request.chunk, request.num))
     out = writable_file(request.out, ".npz")
     grid = None if request.grid is None else writable_file(request.grid, ".png")
     png_dir = None if request.png_dir is None else writable_directory(request.png_dir)
@@ -168,8 +168,9 @@ def _parse_interval(text: str) -> tuple[float, float]:
 
 
 def _labels(request: SampleRequest, num_classes: int) -> np.ndarray:
-    if request.num < 1 or request.chunk < 1:
-        raise InputError(f"num {request.num} and chunk {request.chunk} must be at least 1")
+    for name, value in {"num": request.num, "chunk": request.chunk}.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}, expected at least 1")
     if request.num > MAX_DRAWN:
         raise InputError(f"num is {request.num}, expected at most {MAX_DRAWN}; draw fewer")
     if not 0 <= request.seed < 2**32:

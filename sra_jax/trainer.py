@@ -1,5 +1,6 @@
 """Puts a run together: config, mesh, data, program, checkpoints, loop."""
 
+import contextlib
 import logging
 import math
 import os
@@ -51,17 +52,15 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
       RunError: the run cannot go on.
     """
     experiment = Experiment.from_dict(config)
-    with StopSignals() as stop:
-        mesh = make_mesh(experiment.mesh)
-        check_batch(experiment.train.batch_size, experiment.parts, mesh)
-        directory = workdirs.open_directory(workdir)
-        source = open_data(experiment.data, directory)
-        workdirs.prepare(directory)
-        program = make_program(experiment, source.spec, mesh)
-        with workdirs.claimed(directory):
-            workdirs.remember(directory, config, source.spec, data_fingerprint(source.files))
-            finished = _train(experiment, config, directory, source, mesh, program, stop)
-        return 0 if finished else stop.exit_code
+    mesh = make_mesh(experiment.mesh)
+    check_batch(experiment.train.batch_size, experiment.parts, mesh)
+    directory = workdirs.open_directory(workdir)
+    source = open_data(experiment.data, directory)
+    workdirs.prepare(directory)
+    program = make_program(experiment, source.spec, mesh)
+    with workdirs.claimed(directory):
+        workdirs.remember(directory, config, source.spec, data_fingerprint(source.files))
+        return _train(experiment, config, directory, source, mesh, program)
 
 
 def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
@@ -111,9 +110,8 @@ def _train(
     source: LatentSource,
     mesh: jax.sharding.Mesh,
     program: TrainProgram,
-    stop: StopSignals,
-) -> bool:
-    """Trains until the last step (returns True) or until asked to stop."""
+) -> int:
+    """Trains until the last step or until asked to stop; returns the exit code."""
     settings, size = experiment.train, experiment.train.batch_size
     with CheckpointStore(
         workdir,
@@ -125,7 +123,7 @@ def _train(
         monitor = Monitor(experiment, source.spec, mesh, workdir)
         if start >= settings.steps and not monitor.is_due(start):
             _log.info("finished: %s has %s steps", workdir, f"{start:,}")
-            return True
+            return 0
         sharding = batch_sharding(mesh)
         rows = local_rows(size, sharding)
         reader = batches(source, size, settings.seed, start, rows)
@@ -141,7 +139,7 @@ def _train(
         chip = chip_of(mesh.devices.flat[0])
         workload = Workload(size, program.flops.useful, mesh.size, chip.flops if chip else None)
         reporter = Reporter(writer, start, settings.steps, settings.log_every, workload)
-        try:
+        with StopSignals() as stop, contextlib.closing(reporter):
             done = run_steps(
                 compiled,
                 state,
@@ -154,12 +152,10 @@ def _train(
                 reporter,
                 stop,
             )
-        finally:
-            reporter.close()
     finished = done == settings.steps
     what = "finished" if finished else "stopped, run the same command to go on"
     _log.info("%s: step %s is saved in %s", what, f"{done:,}", workdir)
-    return finished
+    return 0 if finished else stop.exit_code
 
 
 def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainState | None]:

@@ -142,13 +142,14 @@ BAD_SAMPLE = {
     "label": (["--labels=3,10"], "label 10", "0 to 9"),
     "negative label": (["--labels=-1"], "label -1", "0 to 9"),
     "no label": (["--labels=cats"], "'cats'", "balanced"),
-    "num": (["--num=0"], "num 0", "at least 1"),
+    "num": (["--num=0"], "num is 0", "at least 1"),
     "seed": (["--seed=-1"], "seed is -1", "[0, 2**32)"),
     "text": (["--num=ten"], "cannot take --num=ten, expected an integer", "--help"),
     "empty": (["--num="], "cannot take --num=, expected an integer", "--help"),
     "no number": (["--guidance=x"], "cannot take --guidance=x, expected a number", "--help"),
     "solver": (["--solver=ddim"], "'ddim'", "sde, euler, heun"),
     "steps": (["--steps=0"], "steps is 0", "at least 2"),
+    "channels": (["--guidance_channels=9"], "guidance_channels is 9", "1 channels; 0 guides all"),
     "guidance": (["--guidance=0.5"], "guidance is 0.5", "at least 1"),
     "reversed": (["--guidance_interval=0.7,0"], "0.7,0.0", "LOW <= HIGH"),
     "interval": (["--guidance_interval=0.7"], "'0.7'", "LOW,HIGH"),
@@ -245,15 +246,16 @@ def test_samples_are_written_and_measured(forks, finished, tmp_path):
     assert report["frechet"] > 3 * report["frechet_floor"] > 0  # six steps draw no digits
 
 
-def test_sampling_stopped_by_sigterm_goes_on(forks, finished, tmp_path):
-    """Killed while JAX's threads compute the chunks after the first."""
+def test_sampling_stopped_by_a_signal_goes_on(forks, finished, tmp_path):
+    """It comes while JAX's threads compute the chunks after the first."""
     flags = [f"--workdir={finished}", "--num=62", "--chunk=2", "--steps=20", "--seed=3"]
     whole, out = tmp_path / "whole.npz", tmp_path / "stopped.npz"
     assert forks.run("sample", [*flags, f"--out={whole}"]).code == 0
-    kill = Kill(0, str(tmp_path / "stopped.npz.parts"), r"\d+\.npy", signal.SIGTERM)
-    stopped = forks.run("sample", [*flags, f"--out={out}"], kill)
-    assert stopped.code == 75 and not out.exists()
-    assert stopped.err == "error: stopped by SIGTERM; the same command goes on from what is saved\n"
+    for number, code, name in ((signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")):
+        kill = Kill(0, str(tmp_path / "stopped.npz.parts"), r"\d+\.npy", number)
+        stopped = forks.run("sample", [*flags, f"--out={out}"], kill)
+        assert stopped.code == code and not out.exists()
+        assert stopped.err == f"error: stopped by {name}; run the same command again\n"
     result = forks.run("sample", [*flags, f"--out={out}"])
     assert result.code == 0 and re.search(r"\d+ of 31 chunks are there", result.out), result.out
     assert out.read_bytes() == whole.read_bytes()

@@ -65,7 +65,7 @@ def read_all(out):
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_tree_becomes_a_data_set_with_its_manifest(tree, tmp_path, flip):
     folder, images = tree
-    assert encode(request(folder, tmp_path / "set", flip=flip)) == 0
+    encode(request(folder, tmp_path / "set", flip=flip))
     spec, moments, labels = read_all(tmp_path / "set")
     crops = np.stack([center_crop(image, SIDE) for image in images])
     classes = np.repeat([0, 1, 2], [34, 33, 33])
@@ -142,7 +142,7 @@ def save_tiny_vae(folder):
 def test_a_vae_encodes_on_all_devices_and_the_manifest_knows_its_weights(tree, tmp_path):
     folder, images = tree
     vae = save_tiny_vae(tmp_path / "vae")
-    assert encode(request(folder, tmp_path / "set", codec=None, vae=str(vae), flip=True)) == 0
+    encode(request(folder, tmp_path / "set", codec=None, vae=str(vae), flip=True))
     spec, moments, _ = read_all(tmp_path / "set")
     codec = codec_from_name("sd_vae", vae=vae)
     assert (spec.codec, spec.scale, spec.latent_shape) == ("sd_vae", 0.5, (4, 4, 2))
@@ -169,7 +169,7 @@ def test_a_bad_image_stops_the_run_which_goes_on_without_it(tmp_path):
     with pytest.raises(InputError, match=f"cannot use {bad} .*unreadable.*--skip_bad"):
         encode(request(folder, tmp_path / "set"))
     assert len(list((tmp_path / "set.encoding/reports").iterdir())) == 1
-    assert encode(request(folder, tmp_path / "set", skip_bad=True)) == 0
+    encode(request(folder, tmp_path / "set", skip_bad=True))
     spec, moments, _ = read_all(tmp_path / "set")
     assert len(moments) == 39 and spec.class_counts == (14, 12, 13)
     assert len(spec.skipped) == 1 and spec.skipped[0].startswith(f"{bad} (unreadable")
@@ -185,7 +185,7 @@ def test_latents_of_other_scripts_are_imported(tmp_path):
         labels.append([name, i % 7])
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     out = tmp_path / "set"
-    assert encode(request(f"npy:{folder}", out, codec=None, resolution=None)) == 0
+    encode(request(f"npy:{folder}", out, codec=None, resolution=None))
     spec, moments, found = read_all(out)
     assert (spec.codec, spec.scale, spec.resolution) == ("sd_vae", 0.18215, 32)
     for row, label, (name, expected) in zip(moments, found, labels, strict=True):
@@ -265,15 +265,17 @@ def test_a_disk_that_is_full_ends_a_real_process_in_one_line(tree, tmp_path):
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "File too large" in line and "run the same command again" in line
-    assert encode(request(tree[0], tmp_path / "set", shard_bytes=2**28)) == 0
+    encode(request(tree[0], tmp_path / "set", shard_bytes=2**28))
 
 
 # Encodes, and sends itself a signal at the N-th call of a function.
 # Arguments: MODULE FUNCTION N SOURCE OUT SIGNAL.
 KILLED = """
 import importlib, os, signal, sys
+from sra_jax.command import heed_signals
 from sra_jax.encoder import EncodeRequest, encode
 
+heed_signals()
 module = importlib.import_module(sys.argv[1])
 name, fatal, source, out = sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 owner = module
@@ -289,7 +291,7 @@ def counting(*arguments):
     return original(*arguments)
 
 setattr(owner, name, counting)
-sys.exit(encode(EncodeRequest(source, out, codec="pixels", resolution=8, shard_bytes=2**14)))
+encode(EncodeRequest(source, out, codec="pixels", resolution=8, shard_bytes=2**14))
 """
 
 
@@ -320,7 +322,7 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tree, tmp_pat
             modified = shard.stat().st_mtime_ns
             assert times.setdefault(report.stem, modified) == modified
     assert len(times) > 4
-    assert encode(request(tree[0], out)) == 0
+    encode(request(tree[0], out))
     assert contents(out) == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "whole"]
 
@@ -330,7 +332,7 @@ def test_sigterm_stops_with_code_75_and_the_same_command_goes_on(tree, tmp_path)
     code = encode_killed(tree[0], out, "sra_jax.data.shards", "write_shard", 3, "SIGTERM")
     assert code == 75
     assert len(list((tmp_path / "set.encoding/reports").iterdir())) == 2
-    assert encode(request(tree[0], out)) == 0
+    encode(request(tree[0], out))
 
 
 def test_two_real_processes_write_one_set(tree, tmp_path):

@@ -35,6 +35,12 @@ def run_steps(
       RunError: a metric, or what was to be saved, was not finite. What was saved before is
         untouched.
     """
+
+    def keep(step: int, state: TrainState) -> None:
+        reporter.flush()  # nothing is saved whose metrics were not looked at
+        _check_finite(step, state)
+        save(step, state)
+
     done = steps.start
     try:
         for done in range(steps.start + 1, steps.stop + 1):
@@ -45,12 +51,14 @@ def run_steps(
             reporter.add(done, metrics, waited)
             stopping = stop.after(done)
             if stopping or done % checkpoint_every == 0 or done == steps.stop:
-                reporter.flush()  # nothing is saved whose metrics were not looked at
-                _check_finite(done, state)
-                save(done, state)
+                keep(done, state)
             if stopping:
                 break
-            reporter.leave_out(after(done, state))
+            with stop.interruptible():
+                reporter.leave_out(after(done, state))
+            if stop.stopped:
+                keep(done, state)
+                break
     except NonFiniteError as error:
         store.wait()
         saved = store.latest_step()

@@ -4,9 +4,11 @@ Several processes must stop at the same step: there JAX's preemption service hea
 any of them, and names the step for all.
 """
 
+import contextlib
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
@@ -17,13 +19,17 @@ from sra_jax.errors import INTERRUPTED, PREEMPTED
 _log = logging.getLogger(__name__)
 
 
+class _Interrupted(BaseException):
+    """A signal ends what is interruptible. No Exception, so that nothing takes it for a failure."""
+
+
 class StopSignals:
-    """Heeds SIGTERM and SIGINT while entered; a second SIGINT interrupts at once."""
+    """Heeds SIGTERM and SIGINT while entered; a second SIGINT does what it did before."""
 
     def __init__(self):
         self._together = jax.process_count() > 1
         self._received: signal.Signals | None = None
-        self._stopped = False
+        self._agreed = self._interruptible = False
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
@@ -37,27 +43,44 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether to save and stop: once a signal came, or once all processes agree on the step."""
+        return self._agreed if self._together else self._received is not None
+
     def after(self, step: int) -> bool:
         """Whether to save and stop now that `step` is done; to be asked after every step."""
         if self._together:
-            self._stopped = multihost_utils.reached_preemption_sync_point(step)
-        else:
-            self._stopped = self._received is not None
-        return self._stopped
+            self._agreed = multihost_utils.reached_preemption_sync_point(step)
+        return self.stopped
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """What is within may take minutes and can be done again: a signal ends it. Several
+        processes, which have to stop together, go through with it."""
+        self._interruptible = not self._together
+        try:
+            yield
+            self._interruptible = False
+        except _Interrupted:
+            pass
+        finally:
+            self._interruptible = False
 
     @property
     def exit_code(self) -> int:
         """What the process should exit with: 0 if it was not stopped."""
-        if not self._stopped:
+        if not self.stopped:
             return 0
         return INTERRUPTED if self._received == signal.SIGINT else PREEMPTED
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received == signal.SIGINT == number:
-            raise KeyboardInterrupt
+            self._previous[number](number, frame)
+        again = "; a second Ctrl-C stops at once" if number == signal.SIGINT else ""
         self._received = signal.Signals(number)
-        _log.warning(
-            "%s: saving after this step; a second Ctrl-C stops at once", self._received.name
-        )
+        _log.warning("%s: saving after this step%s", self._received.name, again)
         if self._together:
             os.kill(os.getpid(), signal.SIGTERM)  # to tell the others
+        if self._interruptible:
+            raise _Interrupted

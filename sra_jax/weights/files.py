@@ -6,12 +6,13 @@ needs no torch. Opening maps the file; a tensor is read when it is asked for, an
 """
 
 import argparse
+import contextlib
 import ctypes
 import mmap
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, RunError
 
 TORCH_ENDINGS = (".pt", ".pth")
 ENDINGS = (*TORCH_ENDINGS, ".safetensors")
@@ -34,6 +35,7 @@ FLOATS = {
     "BF16": "bfloat16",
 }
 ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_STARTS = (b"\x80", b"c", b"(")  # a protocol from 2 on, and what stands first before that
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def read_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
     if path.suffix not in TORCH_ENDINGS:
         raise InputError(f"{path} does not end in {', '.join(ENDINGS)}; name a file that does")
     with open(path, "rb") as file:
-        mapped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # not so before PyTorch 1.6
+        start = file.read(len(ZIP_MAGIC))
+    mapped = start == ZIP_MAGIC  # not so before PyTorch 1.6
+    if not mapped and start[:1] not in PICKLE_STARTS:
+        raise _damaged(path, "PyTorch")
     return _checkpoint_of(_load_torch(path, mapped), path, mapped)
 
 
@@ -99,17 +104,35 @@ def write_checkpoint(
 
     A .safetensors is a bare state dict, with the facts as metadata. A .pt holds it as "ema", which
     is where the authors' scripts look for weights to sample from, and the facts as "args".
+
+    Raises:
+      InputError: torch is needed and not installed.
+      RunError: the disk is full or fails.
     """
     if path.suffix == ".safetensors":
         facts = {name: str(value) for name, value in facts.items()}
-        save_file(dict(state_dict), path, metadata={"format": "pt", **facts})
+        with _failing_clearly(path):
+            save_file(dict(state_dict), path, metadata={"format": "pt", **facts})
         return
     torch = import_torch(path)
     tensors = {
         name: torch.from_numpy(np.require(array, requirements="W"))
         for name, array in state_dict.items()
     }
-    torch.save({"ema": tensors, "args": dict(facts), "steps": facts.get("steps", 0)}, path)
+    with _failing_clearly(path):
+        torch.save({"ema": tensors, "args": dict(facts), "steps": facts.get("steps", 0)}, path)
+
+
+@contextlib.contextmanager
+def _failing_clearly(path: Path) -> Iterator[None]:
+    """Neither library says of a failing disk what Python says."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise RunError(
+            f"cannot write weights to {path.parent}: {str(error).splitlines()[0]}; make room or "
+            "mend the disk, and run the same command again"
+        ) from error
 
 
 def import_torch(path: Path):

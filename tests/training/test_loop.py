@@ -1,6 +1,9 @@
 """What the loop saves, and what it refuses to."""
 
 import itertools
+import os
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +23,45 @@ def overflowing_step(state, batch):
     return state._replace(step=state.step + 1, ema=state.ema * 1e10), {"loss": jnp.float32(1)}
 
 
+def run_twenty(step, store, after, stop):
+    """Of twenty steps every second is saved."""
+    return run_steps(
+        step,
+        TrainState(jnp.int32(0), jnp.ones(3), jnp.ones(3), jnp.zeros(3)),
+        itertools.repeat(None),
+        range(20),
+        2,
+        store,
+        lambda step, state: store.save(step, state._asdict(), {}),
+        after,
+        Reporter(None, 0, 20, 100, Workload(1, 1, 1, None)),
+        stop,
+    )
+
+
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
-    state = TrainState(jnp.int32(0), jnp.ones(3), jnp.ones(3), jnp.zeros(3))
     store = CheckpointStore(tmp_path)
     with pytest.raises(RunError) as failure:
-        run_steps(
-            overflowing_step,
-            state,
-            itertools.repeat(None),
-            range(20),
-            2,
-            store,
-            lambda step, state: store.save(step, state._asdict(), {}),
-            lambda step, state: 0.0,
-            Reporter(None, 0, 20, 100, Workload(1, 1, 1, None)),
-            StopSignals(),
-        )
+        run_twenty(overflowing_step, store, lambda step, state: 0.0, StopSignals())
     assert "ema is not finite after step 4; the last good checkpoint is step 2" in str(
         failure.value
     )
     store.close()
     assert store.steps() == [2]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_what_comes_after_a_step_is_interrupted_and_the_step_saved(tmp_path, number, code):
+    def draw_for_minutes(step, state):
+        if step == 5:
+            os.kill(os.getpid(), number)
+            time.sleep(100)
+        return 0.0
+
+    began, store = time.monotonic(), CheckpointStore(tmp_path)
+    with StopSignals() as stop:
+        step = jax.jit(lambda state, batch: (state, {"loss": jnp.float32(1)}))
+        assert run_twenty(step, store, draw_for_minutes, stop) == 5
+    store.close()
+    assert (store.steps(), stop.exit_code) == ([2, 4, 5], code)
+    assert time.monotonic() - began < 50

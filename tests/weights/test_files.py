@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import resource
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, RunError
 from sra_jax.weights.files import read_checkpoint, write_checkpoint
 
 STATE = {"a": torch.randn(3, 5), "b.weight": torch.randn(2)}
@@ -175,3 +176,22 @@ def test_a_tensor_that_is_no_weight_is_refused(tmp_path, value, message):
     tree = read_checkpoint(Path(tmp_path / "x.pt")).trees["model"]
     with pytest.raises(InputError, match=message):
         np.asarray(tree["a"])
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, ending):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot write weights to .*; make room") as failure:
+            write_checkpoint(tmp_path / f"x{ending}", {"w": np.ones((100, 100), np.float32)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(failure.value)
+
+
+def test_another_kind_of_file_is_not_called_code(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_checkpoint(path, {"w": np.ones((100, 100), np.float32)}, {})
+    with pytest.raises(InputError, match="not a whole PyTorch file"):
+        read_checkpoint(path.rename(tmp_path / "x.pt"))
