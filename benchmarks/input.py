@@ -109,6 +109,7 @@ def train(
             steps.stop,
             store,
             lambda *_: None,  # saves nothing
+            lambda *_: 0.0,  # and shows nothing
             reporter,
             stop,
         )
