@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -41,6 +41,10 @@ def _fields_named() -> Iterator[None]:
     except InputError as error:
         flag = r"--(?=(features|inception|vae)\b)"
         raise InputError(re.sub(flag, "--config.evaluation.", str(error))) from None
+
+
+class _StoppedError(Exception):
+    """The run is to stop."""
 
 
 class Monitor:
@@ -94,24 +98,39 @@ class Monitor:
         """Whether `after` would draw anything. All processes must ask."""
         return any(self._due(step))
 
-    def after(self, step: int, state: TrainState, writer: Any) -> float:
+    def after(
+        self,
+        step: int,
+        state: TrainState,
+        writer: Any,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> float:
         """Draws and measures what is due after `step`, unless it is there already.
 
         All processes must call it with the same step; `writer` is clu's interface, None on those
-        that do not log. Returns the seconds that it took.
+        that do not log. Once `stopped()` says so, which it must on all, a measurement is given up:
+        it is due again when the run goes on. Returns the seconds that it took.
         """
         grid, fid = self._due(step)
         if not (grid or fid):
             return 0.0
         began = time.perf_counter()
         params = local_copies(state.ema, self._mesh)
+
+        def check() -> None:
+            if stopped():
+                raise _StoppedError
+
         try:
             if grid and jax.process_index() == 0:
                 self._draw_grid(step, params, writer)
             if fid:
-                images = DrawnImages(f"step {step}", self._drawing, params, self._data.resolution)
+                side = self._data.resolution
+                images = DrawnImages(f"step {step}", self._drawing, params, side, check)
                 numbers, setting = self._judge.measure(images), setting_of(self._request)
                 history.record(self._workdir, step, setting, numbers, writer)
+        except _StoppedError:
+            _log.info("step %s: to be measured when the run goes on", f"{step:,}")
         except (RunError, OSError) as error:  # no image, or no place for it: training goes on
             _log.warning("nothing is shown of step %s: %s", f"{step:,}", error)
         return time.perf_counter() - began

@@ -148,7 +148,7 @@ def _train(
                 settings.checkpoint_every,
                 store,
                 lambda step, state: store.save(step, state._asdict(), {"config": dict(config)}),
-                lambda step, state: monitor.after(step, state, writer),
+                lambda step, state: monitor.after(step, state, writer, lambda: stop.stopped),
                 reporter,
                 stop,
             )

@@ -1,8 +1,10 @@
 """What a run shows of itself while it trains, and what a watcher finds out about it."""
 
 import json
+import os
 import runpy
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sra_jax.errors import InputError
 from sra_jax.evaluation import history
+from sra_jax.evaluation.drawn import DrawnImages
 from sra_jax.evaluator import EvaluateRequest, evaluate
 from sra_jax.experiment import EvaluationConfig, Experiment
 from sra_jax.sampler import SampleRequest, sample
@@ -116,6 +119,26 @@ def test_the_last_step_is_shown_even_of_a_run_that_has_finished(copy):
     events = sorted((copy / "tensorboard").iterdir())
     train(digits(4, grid_every=3, fid_every=100, **PROBE), str(copy))
     assert sorted((copy / "tensorboard").iterdir()) == events  # nothing left to do
+
+
+def test_a_measurement_that_a_signal_ends_is_made_when_the_run_goes_on(tmp_path, monkeypatch):
+    """The signal comes with the first of two chunks of the FID of step 2."""
+    chunks = DrawnImages.chunks
+
+    def interrupted(self, first, last):
+        for chunk in chunks(self, first, last):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield chunk
+
+    monkeypatch.setattr(DrawnImages, "chunks", interrupted)
+    run, config = str(tmp_path / "run"), digits(fid_every=2, **PROBE)
+    assert train(config, run) == 75
+    assert history.read(epath.Path(run)) == []
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["2"]
+    monkeypatch.undo()
+    monkeypatch.setattr("sra_jax.evaluation.classifier.STEPS", 20)
+    assert train(config, run) == 0
+    assert [record["step"] for record in history.read(epath.Path(run))] == [2, 4]
 
 
 def test_the_best_checkpoint_is_kept(copy):

@@ -54,9 +54,8 @@ def run_steps(
                 keep(done, state)
             if stopping:
                 break
-            with stop.interruptible():
-                reporter.leave_out(after(done, state))
-            if stop.stopped:
+            reporter.leave_out(after(done, state))
+            if stop.stopped:  # by a signal to a lone process: another step would leave this behind
                 keep(done, state)
                 break
     except NonFiniteError as error:

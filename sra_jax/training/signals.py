@@ -4,11 +4,9 @@ Several processes must stop at the same step: there JAX's preemption service hea
 any of them, and names the step for all.
 """
 
-import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
 from types import FrameType
 
 import jax
@@ -19,17 +17,13 @@ from sra_jax.errors import INTERRUPTED, PREEMPTED
 _log = logging.getLogger(__name__)
 
 
-class _Interrupted(BaseException):
-    """A signal ends what is interruptible. No Exception, so that nothing takes it for a failure."""
-
-
 class StopSignals:
     """Heeds SIGTERM and SIGINT while entered; a second SIGINT does what it did before."""
 
     def __init__(self):
         self._together = jax.process_count() > 1
         self._received: signal.Signals | None = None
-        self._agreed = self._interruptible = False
+        self._agreed = False
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
@@ -54,19 +48,6 @@ class StopSignals:
             self._agreed = multihost_utils.reached_preemption_sync_point(step)
         return self.stopped
 
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """What is within may take minutes and can be done again: a signal ends it. Several
-        processes, which have to stop together, go through with it."""
-        self._interruptible = not self._together
-        try:
-            yield
-            self._interruptible = False
-        except _Interrupted:
-            pass
-        finally:
-            self._interruptible = False
-
     @property
     def exit_code(self) -> int:
         """What the process should exit with: 0 if it was not stopped."""
@@ -82,5 +63,3 @@ class StopSignals:
         _log.warning("%s: saving after this step%s", self._received.name, again)
         if self._together:
             os.kill(os.getpid(), signal.SIGTERM)  # to tell the others
-        if self._interruptible:
-            raise _Interrupted
