@@ -60,7 +60,9 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
     except Exception as error:
         if not _speaker:
             raise
-        if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" in str(error):
+        # XLA's errors begin with a status, be they a JaxRuntimeError or, out of a dispatch, a
+        # ValueError.
+        if not re.match(r"[A-Z_]+: ", str(error)) or "RESOURCE_EXHAUSTED" in str(error):
             traceback.print_exc()  # no other process is to blame
             leave(FAILED, GRACE_SECONDS)
         _end(RunError(f"{str(error)[:300]}: {LOST}"), FAILED)
@@ -203,7 +205,8 @@ def _log_to_stdout() -> None:
 
 
 def _end(error: Exception, code: int) -> None:
-    print(f"{_speaker}error:", *str(error).split(), file=sys.stderr)
+    line = " ".join((f"{_speaker}error:", *str(error).split()))
+    sys.stderr.write(f"{line}\n")  # at once, or what JAX's threads say comes in between
     _exit(code)
 
 

@@ -104,6 +104,7 @@ def assert_told_of_the_loss(process, since):
     result = finish(process)
     assert time.monotonic() - since < 60
     assert result.code == 1
+    assert "error: " in result.err, result.err
     (line,) = [line for line in result.err.splitlines() if "error: " in line]
     assert "another process of this run has most likely ended" in line
     assert "start all of them again" in line and "Traceback" not in result.err

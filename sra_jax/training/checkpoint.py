@@ -13,6 +13,7 @@ import contextlib
 import gc
 import json
 import logging
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -23,12 +24,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from sra_jax.endings import LOST
 from sra_jax.errors import InputError, RunError
 from sra_jax.training.directory import HeldDirectory
 from sra_jax.training.fingerprint import fingerprint, layout
 from sra_jax.training.orbax_quirks import drop_echoes, muted, reading_alone, reason
 
 FORMAT_VERSION = 1
+LOSS = re.compile("gloo|coordination", re.IGNORECASE)  # who says that a process is lost
 
 T = TypeVar("T")
 PyTree = Any
@@ -288,9 +291,14 @@ class CheckpointStore:
             self._checkpointer = None
             good = [other for other in self.steps() if other not in self._damaged]
             last = f"the last good step is {good[-1]}" if good else "no step is saved yet"
+            why, advice = (
+                reason(error),
+                "make room or mend the disk, and run the same command again",
+            )
+            if jax.process_count() > 1 and LOSS.search(why):
+                advice = LOST
             raise RunError(
-                f"saving step {step} to {self.directory} failed ({reason(error)}), {last}: make "
-                "room or mend the disk, and run the same command again"
+                f"saving step {step} to {self.directory} failed ({why}), {last}: {advice}"
             ) from error
 
 
