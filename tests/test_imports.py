@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "sra_jax"
 # Rooms, the lowest first: a room imports from its own layer and from those before it. What is not
 # named here (the commands, and what puts them together) lies above all of these.
 LAYERS = (
-    ("errors", "files", "progress", "randomness"),
+    ("errors", "endings", "files", "progress", "randomness"),
     ("processes", "codecs", "models"),
     ("sra",),
     ("data", "parallel"),
