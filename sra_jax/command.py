@@ -64,7 +64,7 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
         # ValueError.
         if not re.match(r"[A-Z_]+: ", str(error)) or "RESOURCE_EXHAUSTED" in str(error):
             traceback.print_exc()  # no other process is to blame
-            leave(FAILED, GRACE_SECONDS)
+            _exit(FAILED)
         _end(RunError(f"{str(error)[:300]}: {LOST}"), FAILED)
 
 

@@ -10,6 +10,7 @@ from typing import TextIO, TypeVar
 
 from sra_jax.errors import InputError, RunError
 
+DISK_ADVICE = "make room or mend the disk, and run the same command again"
 PathT = TypeVar("PathT", bound=PurePath)
 
 
@@ -55,7 +56,7 @@ def lock(path: os.PathLike, refusal: str) -> TextIO:
 def disk_failures_told(
     path: os.PathLike,
     safe: Callable[[], str],
-    advice: str = "make room or mend the disk, and run the same command again",
+    advice: str = DISK_ADVICE,
 ) -> Iterator[None]:
     """Turns what the disk refuses while `path` is written into a RunError of one line: why, then
     what `safe()` says is not lost, and `advice`."""

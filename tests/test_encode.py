@@ -312,9 +312,8 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tree, tmp_pat
         ("sra_jax.data.shards", "ShardedSet.clean", 1),  # renamed, but not cleaned up
     ):
         assert encode_killed(tree[0], out, where, name, call) == -signal.SIGKILL
-        for report in scratch.glob(
-            "reports/[0-9]*.json"
-        ):  # what is finished is never written again
+        # What is finished is never written again.
+        for report in scratch.glob("reports/[0-9]*.json"):
             (shard,) = [
                 *scratch.glob(f"set/*-{report.stem}-of-*"),
                 *out.glob(f"*-{report.stem}-of-*"),

@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sra_jax.endings import LOST
 from sra_jax.errors import InputError, RunError
+from sra_jax.files import DISK_ADVICE
 from sra_jax.training.directory import HeldDirectory
 from sra_jax.training.fingerprint import fingerprint, layout
 from sra_jax.training.orbax_quirks import drop_echoes, muted, reading_alone, reason
@@ -291,12 +292,9 @@ class CheckpointStore:
             self._checkpointer = None
             good = [other for other in self.steps() if other not in self._damaged]
             last = f"the last good step is {good[-1]}" if good else "no step is saved yet"
-            why, advice = (
-                reason(error),
-                "make room or mend the disk, and run the same command again",
-            )
-            if jax.process_count() > 1 and LOSS.search(why):
-                advice = LOST
+            why = reason(error)
+            lost = jax.process_count() > 1 and LOSS.search(why)
+            advice = LOST if lost else DISK_ADVICE
             raise RunError(
                 f"saving step {step} to {self.directory} failed ({why}), {last}: {advice}"
             ) from error

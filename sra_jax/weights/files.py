@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sra_jax.errors import InputError, RunError
+from sra_jax.files import DISK_ADVICE
 
 TORCH_ENDINGS = (".pt", ".pth")
 ENDINGS = (*TORCH_ENDINGS, ".safetensors")
@@ -130,8 +131,7 @@ def _failing_clearly(path: Path) -> Iterator[None]:
         yield
     except (RuntimeError, SafetensorError) as error:
         raise RunError(
-            f"cannot write weights to {path.parent}: {str(error).splitlines()[0]}; make room or "
-            "mend the disk, and run the same command again"
+            f"cannot write weights to {path.parent}: {str(error).splitlines()[0]}; {DISK_ADVICE}"
         ) from error
 
 
