@@ -41,12 +41,12 @@ def run_steps(
         _check_finite(step, state)
         save(step, state)
 
-    done = steps.start
+    done, metrics = steps.start, {}
     try:
         for done in range(steps.start + 1, steps.stop + 1):
             asked_at = time.perf_counter()
             batch = next(batches)
-            waited = time.perf_counter() - asked_at
+            waited = time.perf_counter() - asked_at if _are_done(metrics) else 0.0
             state, metrics = dispatch(train_step, state, batch)
             reporter.add(done, metrics, waited)
             stopping = stop.after(done)
@@ -79,6 +79,11 @@ def dispatch(
     """Starts a step. An array that is not on its devices already is an error, not a slow step."""
     with jax.transfer_guard("disallow"):
         return train_step(state, batch)
+
+
+def _are_done(metrics: Metrics) -> bool:
+    """Whether the step of `metrics` has ended: if not, the devices have work, and wait for none."""
+    return all(metric.is_ready() for metric in metrics.values())
 
 
 def _check_finite(step: int, state: TrainState) -> None:

@@ -69,7 +69,7 @@ class Reporter:
         self._seen = self._skipped = self._skipped_in_a_row = 0
 
     def add(self, step: int, metrics: Metrics, waited: float) -> None:
-        """Takes the metrics of `step` and the seconds waited for its input.
+        """Takes the metrics of `step` and the seconds that devices `waited` for its input.
 
         Raises:
           NonFiniteError: a metric of an earlier step turned out not to be finite, and it was not

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +63,29 @@ def test_a_signal_that_comes_after_a_step_leaves_that_step_the_last(tmp_path, nu
         assert run_twenty(step, store, draw, stop) == 5
     store.close()
     assert (store.steps(), stop.exit_code) == ([2, 4, 5], code)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_reading_is_waiting_only_for_devices_that_have_nothing_left_to_do(tmp_path, done):
+    waits = []
+    reporter = SimpleNamespace(
+        add=lambda step, metrics, waited: waits.append(waited),
+        leave_out=lambda seconds: None,
+        flush=lambda: None,
+    )
+    store = CheckpointStore(tmp_path)
+    run_steps(
+        lambda state, batch: (state, {"loss": SimpleNamespace(is_ready=lambda: done)}),
+        TrainState(jnp.int32(0), jnp.ones(3), jnp.ones(3), jnp.zeros(3)),
+        itertools.repeat(None),
+        range(3),
+        4,
+        store,
+        lambda step, state: None,
+        lambda step, state: 0.0,
+        reporter,
+        StopSignals(),
+    )
+    store.close()
+    # Before the first step they have nothing to do at all.
+    assert [waited > 0 for waited in waits] == [True, done, done]
