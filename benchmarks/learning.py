@@ -1,7 +1,7 @@
 """Does self-alignment learn better, at equal steps and at equal time? On digits and on shapes.
 
   nice -n 10 taskset -c 0 python benchmarks/learning.py --out=runs/learning
-  python benchmarks/learning.py --out=runs/learning --data=shapes --variants=sit,paper --seeds=0
+  python benchmarks/learning.py --out=runs/learning --data=shapes_long --seeds=0
 
 Trains every variant of the method from every seed, small models on small sets, and measures them on
 the way: Fréchet distance to real images in the features of a classifier trained on the set, and the
@@ -62,21 +62,24 @@ VARIANTS = {
     "weight_0.1": lambda sra: {"weight": 0.1},
     "weight_0.3": lambda sra: {"weight": 0.3},
     "weight_0.4": lambda sra: {"weight": 0.4},
+    "fraction_0.5": lambda sra: {"teacher_fraction": 0.5},
     "decay": lambda sra: {},  # of the weight: see `make_experiment`
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The size of the runs on the data set of configs/`name`.py.
+    """The size of the runs on the data set of configs/`data`.py.
 
     Measured are `samples` images every `every` steps; probes are fitted to `fitted` images and
     tested on `tested` others. `classifier_steps` trains the classifier that measures.
     """
 
     name: str
+    data: str
     steps: int
     every: int
+    variants: tuple[str, ...] = tuple(VARIANTS)
     samples: int = 1000
     solver_steps: int = 16
     fitted: int = 1200
@@ -85,17 +88,22 @@ class Setting:
     changes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
+SHAPES = Setting(
+    name="shapes",
+    data="shapes",
+    steps=2000,
+    every=500,
+    samples=500,
+    fitted=4000,
+    tested=1000,
+    classifier_steps=3000,
+)
+LONG_SHAPES = dataclasses.replace(
+    SHAPES, name="shapes_long", steps=6000, every=1000, variants=("sit", "paper")
+)
 SETTINGS = {
-    "digits": Setting("digits", steps=1000, every=250),
-    "shapes": Setting(
-        "shapes",
-        steps=2000,
-        every=500,
-        samples=500,
-        fitted=4000,
-        tested=1000,
-        classifier_steps=3000,
-    ),
+    setting.name: setting
+    for setting in (Setting("digits", "digits", steps=1000, every=250), SHAPES, LONG_SHAPES)
 }
 
 
@@ -128,7 +136,9 @@ def main() -> None:
         others = [v for v in options.variants if v not in main_variants]
         for variants in (main_variants, others):
             for name in options.data:
-                run_all(SETTINGS[name], variants, options.seeds, options.out)
+                setting = SETTINGS[name]
+                made = [v for v in variants if v in setting.variants]
+                run_all(setting, made, options.seeds, options.out)
     for name in options.data:
         report(name, options.out)
 
@@ -142,7 +152,7 @@ def run_all(setting: Setting, variants: list[str], seeds: list[int], out: Path) 
     ]
     if not missing:
         return
-    data = ensure_embedded(f"embedded:{setting.name}", out / "data")
+    data = ensure_embedded(f"embedded:{setting.data}", out / "data")
     source, bench = open_latents(data), Bench(setting)
     common = out / f"{setting.name}.json"
     if not common.exists():
@@ -203,7 +213,7 @@ class Bench:
         known = float(np.mean(self._classifier.predict(fresh.images) == fresh.labels))
         half = fit_gaussian(self._features(fresh.images[: setting.samples]))
         base = self._real
-        if setting.name == "digits":  # no other images: one half against the other
+        if setting.data == "digits":  # no other images: one half against the other
             parts = np.array_split(self._features(fresh.images), 2)
             half, base = fit_gaussian(parts[0]), fit_gaussian(parts[1])
         self.facts = {"floor": frechet_distance(half, base), "accuracy": known}
@@ -273,8 +283,8 @@ def real_images(setting: Setting) -> tuple[Images, Images, Images]:
     Of shapes, neither of the last two was trained on. There are no other digits than the 1797, and
     all three are those.
     """
-    training = Images(*EMBEDDED[f"embedded:{setting.name}"].load())
-    if setting.name == "digits":
+    training = Images(*EMBEDDED[f"embedded:{setting.data}"].load())
+    if setting.data == "digits":
         images, labels = load_digits()
         order = np.random.default_rng(0).permutation(len(images))
         return training, training, Images(images[order], labels[order])
@@ -288,9 +298,9 @@ def real_images(setting: Setting) -> tuple[Images, Images, Images]:
 
 
 def make_experiment(setting: Setting, variant: str, seed: int) -> Experiment:
-    """The experiment of configs/NAME.py, changed as `variant` says."""
-    path = CONFIGS / f"{setting.name}.py"
-    spec = importlib.util.spec_from_file_location(f"config_{setting.name}", path)
+    """The experiment of the setting's config, changed as `variant` says."""
+    path = CONFIGS / f"{setting.data}.py"
+    spec = importlib.util.spec_from_file_location(f"config_{setting.data}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config().to_dict()

@@ -15,6 +15,7 @@ TITLES = {
     "weight_0.1": "weight 0.1",
     "weight_0.3": "weight 0.3",
     "weight_0.4": "weight 0.4",
+    "fraction_0.5": "half the batch aligned",
     "decay": "decaying weight",
 }
 Runs = dict[str, dict[int, Any]]  # by variant, by seed
