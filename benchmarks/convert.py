@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from published import transformer
 from safetensors.numpy import save_file
 
-from sra_jax.models import SIZES, TransformerConfig
 from sra_jax.models.layers import position_table
 from sra_jax.weights.torch_layout import torch_shapes
 
@@ -51,17 +51,7 @@ def main() -> None:
 
 def write_random(path: Path) -> None:
     """A file of random weights of SiT-XL/2 at 256 pixels."""
-    size = SIZES["XL"]
-    config = TransformerConfig(
-        kind="sit",
-        input_size=32,
-        patch_size=2,
-        in_channels=4,
-        width=size.width,
-        depth=size.depth,
-        num_heads=size.num_heads,
-        num_classes=1000,
-    )
+    config = transformer("XL/2", "sit")
     rng = np.random.default_rng(0)
 
     def draw():

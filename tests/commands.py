@@ -9,12 +9,14 @@ import os
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +96,36 @@ def finish(process: subprocess.Popen) -> Result:
 def run(name: str, flags: list[str], **extra) -> Result:
     """Runs `python -m sra_jax.NAME` with `flags`."""
     return finish(start(name, flags, **extra))
+
+
+def free_address() -> str:
+    """host:port of this machine, where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def start_two(name: str, flags: list[str], logs: Path | None = None) -> list[subprocess.Popen]:
+    """Two processes of one run, of one device each, that write to LOGS.0.log and LOGS.1.log."""
+    together = [*flags, f"--coordinator={free_address()}", "--num_processes=2"]
+    return [
+        start(
+            name,
+            [*together, f"--process_id={rank}"],
+            out=open(logs.with_suffix(f".{rank}.log"), "w") if logs else subprocess.PIPE,
+            **devices(1),
+        )
+        for rank in range(2)
+    ]
+
+
+def wait_until(condition: Callable[[], bool], *processes: subprocess.Popen) -> None:
+    """Returns once `condition()` holds; fails if one of `processes` ends before."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        ended = [finish(process) for process in processes if process.poll() is not None]
+        assert not ended and time.monotonic() < deadline, ended
+        time.sleep(0.005)
 
 
 def saved_arrays(workdir, step: int) -> dict[str, np.ndarray]:

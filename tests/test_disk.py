@@ -5,12 +5,10 @@ No file of a command grows beyond a limit here: it is refused then as by a full 
 
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from commands import (
-    DEADLINE,
     compilation_cache,
     digits,
     environment,
@@ -18,6 +16,7 @@ from commands import (
     run,
     saved_arrays,
     start,
+    wait_until,
 )
 
 
@@ -83,10 +82,7 @@ LONG = {"train__steps": 100_000, "train__checkpoint_every": 10}
 
 
 def wait_for_a_checkpoint(process, workdir):
-    deadline = time.monotonic() + DEADLINE
-    while not (workdir / "checkpoints" / "10").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((workdir / "checkpoints" / "10").exists, process)
 
 
 def test_permissions_taken_away_under_a_run_end_it_and_it_goes_on(compiled, tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from commands import DEADLINE, environment, finish, start
+from commands import DEADLINE, environment, finish, start_two
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
@@ -335,13 +334,9 @@ def test_sigterm_stops_with_code_75_and_the_same_command_goes_on(tree, tmp_path)
 
 
 def test_two_real_processes_write_one_set(tree, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     flags = [f"--source={tree[0]}", f"--out={tmp_path / 'set'}", "--codec=pixels"]
-    flags += [f"--resolution={SIDE}", f"--coordinator={address}", "--num_processes=2"]
-    processes = [start("encode", [*flags, f"--process_id={i}"]) for i in range(2)]
-    results = [finish(process) for process in processes]
+    flags += [f"--resolution={SIDE}"]
+    results = [finish(process) for process in start_two("encode", flags)]
     assert [result.code for result in results] == [0, 0], results
     encode(request(tree[0], tmp_path / "alone", shard_bytes=2**28))
     assert contents(tmp_path / "set") == contents(tmp_path / "alone")

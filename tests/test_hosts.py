@@ -2,12 +2,11 @@
 
 import re
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
-from commands import DEADLINE, devices, digits, finish, run, saved_arrays, start
+from commands import devices, digits, finish, run, saved_arrays, start_two, wait_until
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 STEPS = 40
@@ -18,35 +17,13 @@ def flags(workdir, **overrides):
     return digits(workdir, **fields | overrides)
 
 
-def start_two(workdir, **overrides):
-    """Two processes of one device each, over which the parameters are split."""
-    return start_together("train", flags(workdir, mesh__fsdp=2, **overrides), workdir)
+def train_in_two(workdir, **overrides):
+    """Two processes, over which the parameters are split, that log to WORKDIR.0.log and .1.log."""
+    return start_two("train", flags(workdir, mesh__fsdp=2, **overrides), logs=workdir)
 
 
-def start_together(name, flags, logs):
-    """Two processes of one device each, which log to LOGS.0.log and LOGS.1.log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    return [
-        start(
-            name,
-            [*flags, *together, f"--process_id={rank}"],
-            out=open(logs.with_suffix(f".{rank}.log"), "w"),
-            **devices(1),
-        )
-        for rank in range(2)
-    ]
-
-
-def wait_for(processes, path, pattern):
-    """Returns once the log at `path` matches; fails if a process ends before."""
-    deadline = time.monotonic() + DEADLINE
-    while not re.search(pattern, path.read_text()):
-        ended = [finish(p) for p in processes if p.poll() is not None]
-        assert not ended and time.monotonic() < deadline, ended
-        time.sleep(0.02)
+def wait_for_log(processes, path, pattern):
+    wait_until(lambda: re.search(pattern, path.read_text()), *processes)
 
 
 def assert_close(found, expected):
@@ -67,8 +44,8 @@ def alone(tmp_path_factory):
 
 def test_two_processes_are_preempted_together_and_one_goes_on(tmp_path, alone):
     workdir = tmp_path / "run"
-    processes = start_two(workdir)
-    wait_for(processes, workdir.with_suffix(".0.log"), r"step \d+/40")
+    processes = train_in_two(workdir)
+    wait_for_log(processes, workdir.with_suffix(".0.log"), r"step \d+/40")
     processes[1].terminate()  # either of them is told, both save
     results = [finish(process) for process in processes]
     assert [result.code for result in results] == [75, 75], results
@@ -113,12 +90,11 @@ def assert_told_of_the_loss(process, since):
 def test_one_process_is_killed_the_other_ends_and_both_go_on(tmp_path, alone):
     workdir, reached = tmp_path / "run", 0
     for victim in (1, 0):
-        processes = start_two(workdir, train__checkpoint_every=2)
+        processes = train_in_two(workdir, train__checkpoint_every=2)
         log = workdir.with_suffix(".0.log")
-        wait_for(processes, log, r"step \d+/40 [\s\S]*step \d+/40 ")
+        wait_for_log(processes, log, r"step \d+/40 [\s\S]*step \d+/40 ")
         assert (f"resuming from step {reached}" in log.read_text()) == (reached > 0)
-        while saved_steps(workdir)[-1] <= reached:
-            time.sleep(0.02)
+        wait_until(lambda reached=reached: saved_steps(workdir)[-1] > reached)
         processes[victim].kill()
         killed = time.monotonic()
         assert_told_of_the_loss(processes[1 - victim], killed)
@@ -138,8 +114,8 @@ def test_one_process_is_killed_the_other_ends_and_both_go_on(tmp_path, alone):
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_given_up_within_a_minute(tmp_path):
-    processes = start_two(tmp_path / "run")
-    wait_for(processes, tmp_path / "run.0.log", r"step \d+/40")
+    processes = train_in_two(tmp_path / "run")
+    wait_for_log(processes, tmp_path / "run.0.log", r"step \d+/40")
     processes[1].send_signal(signal.SIGSTOP)
     assert_told_of_the_loss(processes[0], time.monotonic())
     processes[1].kill()
@@ -149,11 +125,8 @@ def test_a_process_that_hangs_is_given_up_within_a_minute(tmp_path):
 def test_sampling_together_is_stopped_at_once(tmp_path, alone):
     """JAX's preemption service, which `train` listens to, would keep the signal to itself."""
     flags = [f"--workdir={alone}", f"--out={tmp_path}/out.npz", "--num=10000", "--chunk=4"]
-    processes = start_together("sample", flags, tmp_path / "run")
-    deadline = time.monotonic() + DEADLINE
-    while not list((tmp_path / "out.npz.parts").glob("*.npy")):
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.02)
+    processes = start_two("sample", flags)
+    wait_until(lambda: any((tmp_path / "out.npz.parts").glob("*.npy")), *processes)
     for process in processes:
         process.terminate()
     results = [finish(process) for process in processes]
@@ -162,7 +135,7 @@ def test_sampling_together_is_stopped_at_once(tmp_path, alone):
 
 
 def test_bad_input_names_the_process(tmp_path):
-    results = [finish(p) for p in start_two(tmp_path / "run", train__batch_size=7)]
+    results = [finish(p) for p in train_in_two(tmp_path / "run", train__batch_size=7)]
     for rank, result in enumerate(results):
         line = f"[process {rank} of 2] error: batch size 7 does not divide over 2 devices"
         assert result.code == 2 and line in result.err, result

@@ -18,6 +18,7 @@ from commands import (
     run,
     saved_arrays,
     start,
+    wait_until,
 )
 
 STEPS = 240
@@ -52,14 +53,6 @@ def saved_steps(workdir) -> list[int]:
     return sorted(int(p.name) for p in Path(workdir, "checkpoints").glob("*") if p.name.isdecimal())
 
 
-def wait_until(process, condition):
-    """Returns once `condition()` holds; fails if the process ends before."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def resumed_from(output: str) -> int:
     """The step that a run says it goes on from; 0 if it starts anew."""
     found = re.search(r"resuming from step ([\d,]+)", output)
@@ -78,7 +71,7 @@ def test_killed_at_any_moment_and_run_again(whole, compiled, tmp_path):
     for reached, longest in kills:
         with open(tmp_path / "output", "w+") as output:
             process = start("train", command, out=output, **compiled)
-            wait_until(process, reached)
+            wait_until(reached, process)
             time.sleep(moments.uniform(0, longest))
             process.kill()
             process.communicate()
@@ -99,7 +92,7 @@ def stop(process, output, number) -> int:
     def logged():
         return [int(step) for step in re.findall(r"step (\d+)/", Path(output.name).read_text())]
 
-    wait_until(process, lambda: len(logged()) >= 3)
+    wait_until(lambda: len(logged()) >= 3, process)
     process.send_signal(number)
     return logged()[-1]
 

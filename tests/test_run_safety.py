@@ -5,11 +5,10 @@ import hashlib
 import itertools
 import json
 import shutil
-import time
 
 import numpy as np
 import pytest
-from commands import DEADLINE, DIGITS, assert_refused, devices, digits, saved_arrays, start
+from commands import DIGITS, assert_refused, devices, digits, saved_arrays, start, wait_until
 from tiny import pixel_spec
 
 from sra_jax.data.latents import open_latents, write_latents
@@ -151,10 +150,8 @@ def test_a_second_run_in_the_same_workdir_is_refused(forks, tmp_path):
     flags = digits(tmp_path, train__steps=1_000_000)
     first = start("train", flags)
     try:
-        lock, deadline = tmp_path / ".lock", time.monotonic() + DEADLINE
-        while not (lock.exists() and lock.read_text() == str(first.pid)):
-            assert first.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+        lock = tmp_path / ".lock"
+        wait_until(lambda: lock.exists() and lock.read_text() == str(first.pid), first)
         assert_refused(forks.run("train", flags), f"process {first.pid}", tmp_path)
         assert first.poll() is None
     finally:

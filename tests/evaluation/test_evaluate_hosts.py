@@ -1,10 +1,9 @@
 """Two processes measure a run as one does."""
 
 import json
-import socket
 
 import pytest
-from commands import devices, digits, finish, run, start
+from commands import devices, digits, finish, run, start_two
 
 NUM = 150  # three chunks, of which the second process takes two
 
@@ -15,17 +14,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
     assert run("train", digits(workdir, **steps), **devices(1)).code == 0
     flags = [f"--workdir={workdir}", f"--num={NUM}", "--reference=embedded:digits"]
     flags += ["--features=probe"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    results = [
-        finish(process)
-        for process in [
-            start("evaluate", [*flags, *together, f"--process_id={rank}"], **devices(1))
-            for rank in range(2)
-        ]
-    ]
+    results = [finish(process) for process in start_two("evaluate", flags)]
     assert [result.code for result in results] == [0, 0], results
     alone = run("evaluate", flags, **devices(1))
     found, expected = (json.loads(result.out.splitlines()[-1]) for result in (results[0], alone))

@@ -1,15 +1,15 @@
 """Two processes agree on the checkpoint they go on from, whichever of them sees the damage."""
 
 import shutil
-import socket
 
 import pytest
+from commands import free_address
 from test_checkpoint import DAMAGES, run_child, save_all
 
 RESTORE = """
 import os
-rank, port, sharded = (int(os.environ[name]) for name in ("RANK", "PORT", "SHARDED"))
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+rank, sharded = (int(os.environ[name]) for name in ("RANK", "SHARDED"))
+jax.distributed.initialize(os.environ["ADDRESS"], 2, rank)
 mesh = jax.make_mesh((2,), ("fsdp",))
 def place(leaf):
     spec = jax.P("fsdp") if leaf.ndim == 2 else jax.P()
@@ -28,11 +28,9 @@ print("restored", step, flush=True)
 
 def restore_in_two(workdirs, sharded):
     """What the processes say, one for each workdir, and how they end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    shared = {"ADDRESS": free_address(), "SHARDED": str(int(sharded))}
     children = [
-        run_child(RESTORE, workdir, RANK=str(rank), PORT=str(port), SHARDED=str(int(sharded)))
+        run_child(RESTORE, workdir, RANK=str(rank), **shared)
         for rank, workdir in enumerate(workdirs)
     ]
     return [(*child.communicate(timeout=120), child.returncode) for child in children]
