@@ -1,7 +1,8 @@
 """How a command ends other than well: what a user did wrong, in one line, and exit codes."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 FAILED = 1
 BAD_INPUT = 2
@@ -28,6 +29,22 @@ def expect_one_of(what: str, value: str, known: Iterable[str]) -> None:
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(f"unknown {what} {value!r}, expected one of {', '.join(known)}{hint}")
+
+
+def differences(old: Any, new: Any, leave_out: Collection[str] = (), name: str = "") -> list[str]:
+    """ "section.field was 1, is 2" for whatever differs between plain trees, but for the fields (or
+    sections) that are to be left out."""
+    if name in leave_out:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in differences(
+                old.get(key), new.get(key), leave_out, f"{name}.{key}".lstrip(".")
+            )
+        ]
+    return [] if old == new else [f"{name} was {old}, is {new}"]
 
 
 class RunError(RuntimeError):

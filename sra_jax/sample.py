@@ -6,8 +6,9 @@ What is not given (solver, steps, guidance) is as the run's config says.
   python -m sra_jax.sample --workdir=runs/xl --out=samples.npz --num=64 --labels=207,360 \\
       --solver=heun --steps=50 --guidance=1.8 --guidance_interval=0,0.7
 
-The .npz holds `arr_0`, uint8 [N, H, W, C], as the ADM evaluation suite reads it, and `labels`,
-int32 [N]. Chunks are kept in OUT.parts until all are done: the same command goes on after a kill.
+The .npz holds `arr_0`, uint8 [N, H, W, C], as the ADM evaluation suite reads it, `labels`, int32
+[N], and request.json, what they were drawn by. Chunks are kept in OUT.parts until all are done: the
+same command goes on after a kill.
 A finished OUT is drawn again by the same request of the same checkpoint; any other is refused.
 """
 

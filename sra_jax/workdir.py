@@ -14,7 +14,7 @@ from etils import epath
 
 from sra_jax.configuration import base_config
 from sra_jax.data.spec import LatentSpec
-from sra_jax.errors import InputError, expect_one_of
+from sra_jax.errors import InputError, differences, expect_one_of
 from sra_jax.experiment import Experiment
 from sra_jax.files import in_bucket, replacing
 from sra_jax.models import DiffusionTransformer, init_params
@@ -167,7 +167,7 @@ def remember(
             was, now = (
                 {name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now)
             )
-        differing = _differences(was, now)
+        differing = differences(was, now, leave_out=[f"config.{field}" for field in FREE_FIELDS])
         other = fingerprint and saved.fingerprint and fingerprint != saved.fingerprint
         if other and not differing:
             differing = ["the data's bytes are others"]
@@ -176,7 +176,7 @@ def remember(
                 f"{workdir} was made with another setting: {'; '.join(differing)}; restore it, or "
                 "choose another --workdir"
             )
-        if changed := _differences(saved.code or code, code):
+        if changed := differences(saved.code or code, code):
             _log.warning("other code than before: %s; numbers may differ", "; ".join(changed))
     if jax.process_index() > 0 or (steps and steps[-1] >= config["train"]["steps"]):
         return  # a run that has gone further than it is asked to stays what it is
@@ -285,15 +285,3 @@ def _get(tree: Any, path: str) -> Any:
     for name in path.split("."):
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    if name.removeprefix("config.") in FREE_FIELDS:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted(old.keys() | new.keys())
-            for line in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{name} was {old}, is {new}"]

@@ -32,7 +32,7 @@ from sra_jax.data.latents import (
     write_shard,
 )
 from sra_jax.data.spec import LatentSpec
-from sra_jax.errors import InputError, RunError
+from sra_jax.errors import InputError, RunError, differences
 from sra_jax.files import disk_failures_told, in_bucket, lock, replacing
 
 # Beside the moments, of one record: field names and label in it, and ArrayRecord's own header.
@@ -78,11 +78,11 @@ class ShardedSet:
         if not holds_latents(self.out):
             raise InputError(f"{self.out} exists already; remove it or name another directory")
         there = dataclasses.replace(read_spec(self.out), tool_version=self._spec.tool_version)
-        differing = _differences(_recipe(there), _recipe(self._spec))
+        differing = differences(_recipe(there), _recipe(self._spec))
         if differing:
             raise InputError(
-                f"{self.out} holds another data set: {differing}; remove it or name another "
-                "directory"
+                f"{self.out} holds another data set: {', '.join(differing)}; remove it or name "
+                "another directory"
             )
         return True
 
@@ -220,10 +220,10 @@ class ShardedSet:
                 f"cannot read {path} ({error}); remove {self.scratch}, and run the same command "
                 "again"
             ) from error
-        if differing := _differences(begun, plan):
+        if differing := differences(begun, plan):
             raise InputError(
-                f"{self.scratch} holds the beginning of another data set: {differing}; finish that "
-                "one, remove it, or choose another --out"
+                f"{self.scratch} holds the beginning of another data set: {', '.join(differing)}; "
+                "finish that one, remove it, or choose another --out"
             )
 
     def _progress(self) -> str:
@@ -257,14 +257,6 @@ def _recipe(spec: LatentSpec) -> dict[str, Any]:
     counted = ("num_examples", "class_counts", "skipped")
     fields = dataclasses.asdict(spec)
     return json.loads(json.dumps({k: v for k, v in fields.items() if k not in counted}))
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    )
 
 
 def _write_json(path: Path, value: Any) -> None:

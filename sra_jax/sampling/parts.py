@@ -1,6 +1,5 @@
 """Samples on disk while they are being drawn: one file a chunk, so that nothing is drawn twice."""
 
-import hashlib
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sra_jax.errors import InputError
+from sra_jax.errors import InputError, differences
 from sra_jax.files import disk_failures_told, lock, replacing
 
 LOCK_FILE = "lock"
@@ -32,10 +31,11 @@ class PartStore:
     """
 
     def __init__(self, out: Path, request: Mapping[str, Any], alone: bool = True):
-        self._out, self._seal = out, _seal(request)
-        if out.exists() and _seal_of(out) != self._seal:
+        self._out, self._request = out, json.dumps(request, sort_keys=True).encode()
+        if out.exists() and (drawn := _request_of(out)) != self._request:
             raise InputError(
-                f"{out} holds what this request does not draw; choose another --out, or remove it"
+                f"{out} holds what this request does not draw{_differing(drawn, self._request)}; "
+                "choose another --out, or remove it"
             )
         self._directory = out.with_name(f"{out.name}.parts")
         in_use = (
@@ -44,21 +44,22 @@ class PartStore:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self._directory / LOCK_FILE, in_use) if alone else None
-            path, text = self._directory / REQUEST_FILE, json.dumps(request, sort_keys=True)
+            path = self._directory / REQUEST_FILE
             if not path.exists():
                 with replacing(path) as scratch:
-                    scratch.write_text(text)
-            same = path.read_bytes() == text.encode()
+                    scratch.write_bytes(self._request)
+            begun = path.read_bytes()
         except OSError as error:
             raise InputError(
                 f"cannot keep parts in {self._directory}: {error.strerror or error}; remove it, or "
                 "choose another --out"
             ) from None
-        if not same:
+        if begun != self._request:
             self._unlock()
             raise InputError(
-                f"{self._directory} holds parts of another request; repeat that one, remove the "
-                "directory, or choose another --out"
+                f"{self._directory} holds parts of another request"
+                f"{_differing(begun, self._request)}; repeat that one, remove the directory, or "
+                "choose another --out"
             )
 
     def missing(self, count: int) -> list[int]:
@@ -81,8 +82,8 @@ class PartStore:
 
     def merge(self, labels: np.ndarray) -> None:
         """Writes all images to `out` as `arr_0` uint8 [N, H, W, C], in the form of the ADM suite,
-        beside `labels` [N]; then removes the chunks. Holds one of them in memory at a time. Raises
-        RunError where the disk fails: the chunks are kept."""
+        beside `labels` [N] and the request; then removes the chunks. Holds one of them in memory at
+        a time. Raises RunError where the disk fails: the chunks are kept."""
         with disk_failures_told(self._out, self._safe):
             self._write_whole(labels)
         self._unlock()
@@ -103,7 +104,8 @@ class PartStore:
                     file.write(chunk.tobytes())
             with archive.open("labels.npy", "w") as file:
                 np.save(file, labels, allow_pickle=False)
-            archive.comment = self._seal
+            with archive.open(REQUEST_FILE, "w") as file:
+                file.write(self._request)
 
     def _safe(self) -> str:
         return f"finished chunks are safe in {self._directory}"
@@ -116,18 +118,21 @@ class PartStore:
         return self._directory / f"{number:06d}.npy"
 
 
-def _seal(request: Mapping[str, Any]) -> bytes:
-    """What the images of `request` are known by, in the comment of their .npz."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest().encode()
-
-
-def _seal_of(path: Path) -> bytes | None:
-    """That of the images at `path`; None of something else."""
+def _request_of(path: Path) -> bytes:
+    """What the images at `path` were drawn for; nothing sensible of another file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.comment
-    except (OSError, zipfile.BadZipFile):
-        return None
+            return archive.read(REQUEST_FILE)
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return b""
+
+
+def _differing(there: bytes, asked: bytes) -> str:
+    """What differs between two requests, in parentheses; nothing if the first is not one."""
+    try:
+        return f" ({', '.join(differences(json.loads(there), json.loads(asked)))})"
+    except ValueError:
+        return ""
 
 
 def share(numbers: Sequence[int], index: int, count: int) -> list[int]:

@@ -122,7 +122,7 @@ def test_a_whole_set_is_recognised_and_another_refused(tmp_path):
     ("changes", "message"),
     [
         ({"spec": dataclasses.replace(SPEC, resolution=8)}, "resolution was 4, is 8"),
-        ({"inputs": "another"}, "inputs was 'same', is 'another'"),
+        ({"inputs": "another"}, "inputs was same, is another"),
     ],
 )
 def test_another_set_is_not_mixed_with_one_begun(tmp_path, changes, message):

@@ -1,5 +1,7 @@
 """Parts survive a kill, and nothing else passes for them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,8 @@ def test_one_process_at_a_time_draws(out):
 def test_parts_of_another_request_are_refused(out):
     PartStore(out, REQUEST)
     for _ in range(2):  # a refusal leaves no lock behind
-        refusal(InputError, "another request; repeat", PartStore, out, REQUEST | {"seed": 1})
+        other = REQUEST | {"seed": 1}
+        refusal(InputError, r"request \(seed was 0, is 1\); repeat", PartStore, out, other)
     PartStore(out, REQUEST)
 
 
@@ -81,8 +84,9 @@ def test_finished_images_are_replaced_by_the_same_request_alone(out):
         store.save(0, draw(0))
         store.merge(np.arange(4))
     before = out.read_bytes()
-    for change in ({"seed": 1}, {"num": 4}):
-        refusal(InputError, "out.npz holds what", PartStore, out, REQUEST | change)
+    assert json.loads(np.load(out)["request.json"]) == REQUEST
+    for change, told in (({"seed": 1}, "seed was 0, is 1"), ({"num": 4}, "num was 10, is 4")):
+        refusal(InputError, f"out.npz holds .*{told}", PartStore, out, REQUEST | change)
     np.savez(out, arr_0=draw(0))  # somebody else's
     refusal(InputError, "does not draw; choose another --out", PartStore, out, REQUEST)
     out.write_bytes(before[:-9])
