@@ -4,7 +4,6 @@ Exit codes: 0 done; 2 bad input, told in one line on stderr; 75 stopped by SIGTE
 Ctrl-C (run the same command again: what can be saved is saved); 1 anything else.
 """
 
-import errno
 import logging
 import os
 import re
@@ -19,9 +18,8 @@ from absl import flags
 
 from sra_jax.endings import GRACE_SECONDS, LOST, leave, say_on_abort
 from sra_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, InputError, RunError
+from sra_jax.files import disk_advice
 
-_DISK_ADVICE = "make room or mend the disk; the same command goes on from what is saved"
-_DENIED_ADVICE = "mend its permissions, or choose another place"
 _STOPPED = {signal.SIGTERM: ("SIGTERM", PREEMPTED), signal.SIGINT: ("Ctrl-C", INTERRUPTED)}
 _speaker = ""  # who is speaking, where there are several
 flags.disclaim_key_flags()  # what is defined here is for the command that asks for it
@@ -54,9 +52,7 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
         _end(error, FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        advice = _DENIED_ADVICE if denied else _DISK_ADVICE
-        _end(RunError(f"{where}{error.strerror or error}; {advice}"), FAILED)
+        _end(RunError(f"{where}{error.strerror or error}; {disk_advice(error)}"), FAILED)
     except Exception as error:
         if not _speaker:
             raise

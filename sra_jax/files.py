@@ -1,6 +1,7 @@
 """How files are written: whole or not at all, by one process, with one line if the disk fails."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import uuid
@@ -11,6 +12,7 @@ from typing import TextIO, TypeVar
 from sra_jax.errors import InputError, RunError
 
 DISK_ADVICE = "make room or mend the disk, and run the same command again"
+_DENIED_ADVICE = "mend its permissions, or choose another place"
 PathT = TypeVar("PathT", bound=PurePath)
 
 
@@ -20,6 +22,7 @@ def replacing(path: PathT, scratch: PathT | None = None) -> Iterator[PathT]:
     otherwise.
 
     It is `scratch`, or one beside `path`, of the same ending, whose name no other process chooses.
+    What the disk refuses, by an OSError, it refuses for `path`.
     """
     if scratch is None:
         scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
@@ -29,8 +32,10 @@ def replacing(path: PathT, scratch: PathT | None = None) -> Iterator[PathT]:
             with open(scratch, "rb") as file:
                 os.fsync(file.fileno())
         scratch.replace(path)
-    except BaseException:
+    except BaseException as error:
         scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, os.fspath(scratch)):
+            error.filename = os.fspath(path)
         raise
 
 
@@ -56,16 +61,23 @@ def lock(path: os.PathLike, refusal: str) -> TextIO:
 def disk_failures_told(
     path: os.PathLike,
     safe: Callable[[], str],
-    advice: str = DISK_ADVICE,
+    advice: str | None = None,
 ) -> Iterator[None]:
     """Turns what the disk refuses while `path` is written into a RunError of one line: why, then
-    what `safe()` says is not lost, and `advice`."""
+    what `safe()` says is not lost, and `advice`, or `disk_advice` if not given."""
     try:
         yield
     except OSError as error:
         raise RunError(
-            f"cannot write {path}: {error.strerror or error}; {safe()}: {advice}"
+            f"cannot write {path}: {error.strerror or error}; {safe()}: "
+            f"{advice or disk_advice(error)}"
         ) from error
+
+
+def disk_advice(error: OSError) -> str:
+    """What to do about what the disk has refused."""
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return _DENIED_ADVICE if denied else DISK_ADVICE
 
 
 def in_bucket(path: str | os.PathLike) -> bool:

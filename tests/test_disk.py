@@ -18,6 +18,7 @@ from commands import (
     start,
     wait_until,
 )
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_training_ends_with_the_last_good_state_kept(trained, compiled, tmp_path
         workdir, data__path=trained / "data/digits", train__steps=6, train__checkpoint_every=2
     )
     for kilobytes, parts in {
-        1: ["File too large; make room or mend the disk"],  # its config
+        1: [f"{workdir}/config.json: File too large; make room or mend the disk"],
         16: [f"saving step 2 to {workdir}/checkpoints failed", "no step is saved yet: make room"],
     }.items():
         result = run_limited("train", flags, kilobytes)
@@ -111,6 +112,18 @@ def test_what_may_not_be_read_is_named(trained, compiled, tmp_path):
     result = finish(start_denied("train", flags, **compiled))
     line = f"{tmp_path}/latents/dataset_info.json: Permission denied; mend its permissions"
     assert_failed(result.code, result.err, line)
+
+
+def test_where_may_not_be_written_is_named(tmp_path):
+    (tmp_path / "images" / "class").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "class" / "0.png")
+    (tmp_path / "there").mkdir(mode=0o555)
+    flags = [f"--source={tmp_path}/images", f"--out={tmp_path}/there/set", "--codec=pixels"]
+    result = finish(start_denied("encode", [*flags, "--resolution=8"]))
+    assert result.code == 2, result
+    line = f"error: cannot write {tmp_path}/there/set.encoding: Permission denied; mend its permi"
+    assert result.err.startswith(line) and result.err.count("\n") == 1
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_checkpoints_removed_under_a_run_end_it(trained, compiled, tmp_path):

@@ -33,7 +33,7 @@ from sra_jax.data.latents import (
 )
 from sra_jax.data.spec import LatentSpec
 from sra_jax.errors import InputError, RunError, differences
-from sra_jax.files import disk_failures_told, in_bucket, lock, replacing
+from sra_jax.files import disk_advice, disk_failures_told, in_bucket, lock, replacing
 
 # Beside the moments, of one record: field names and label in it, and ArrayRecord's own header.
 RECORD_OVERHEAD = 160
@@ -203,7 +203,9 @@ class ShardedSet:
                 (self.scratch / name).mkdir(parents=True, exist_ok=True)
             return lock(self.scratch / f"lock-{process}", in_use)
         except OSError as error:
-            raise InputError(f"cannot write {self.scratch}: {error.strerror}") from None
+            raise InputError(
+                f"cannot write {self.scratch}: {error.strerror}; {disk_advice(error)}"
+            ) from None
 
     def _settle_plan(self) -> None:
         path = self.scratch / "plan.json"
