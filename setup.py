@@ -22,7 +22,14 @@ RUN = [
     "matplotlib>=3.10,<4",
 ]
 TORCH = ["torch>=2.6,<3"]  # reads .pt and .pth files
-TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6,<7", "ruff==0.17.5"]
+BUCKET = ["gcsfs>=2025.9,<2027"]  # opens gs://
+TEST = [
+    "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",
+    "hypothesis>=6,<7",
+    "gcp-storage-emulator>=2026.7,<2027",  # a bucket on this machine
+    "ruff==0.17.5",
+]
 NOTEBOOK = ["ipykernel>=7,<8", "nbclient>=0.10,<0.12", "nbformat>=5.10,<6"]
 
 setup(
@@ -34,10 +41,10 @@ setup(
     python_requires=">=3.11,<3.13",
     install_requires=CORE + DATA + RUN,
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2,<0.12", "gcsfs>=2025.9"],  # pods keep their runs in gs:// buckets
+        "tpu": ["jax[tpu]>=0.10.2,<0.12", *BUCKET],  # pods keep their runs in buckets
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
         "torch": TORCH,
         "notebook": NOTEBOOK,
-        "test": [*TEST, *TORCH, *NOTEBOOK],
+        "test": [*TEST, *BUCKET, *TORCH, *NOTEBOOK],
     },
 )

@@ -21,16 +21,19 @@ def replacing(path: PathT, scratch: PathT | None = None) -> Iterator[PathT]:
     """A file to write to, which takes the place of `path` when all went well, and is gone
     otherwise.
 
-    It is `scratch`, or one beside `path`, of the same ending, whose name no other process chooses.
-    What the disk refuses, by an OSError, it refuses for `path`.
+    It is `scratch`, or one beside `path`, of the same ending, whose name no other process chooses;
+    in a bucket it is `path` itself, as that takes a file whole or not at all. What the disk
+    refuses, by an OSError, it refuses for `path`.
     """
+    if in_bucket(path):
+        yield path
+        return
     if scratch is None:
         scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         yield scratch
-        if not in_bucket(scratch):
-            with open(scratch, "rb") as file:
-                os.fsync(file.fileno())
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
         scratch.replace(path)
     except BaseException as error:
         scratch.unlink(missing_ok=True)

@@ -87,12 +87,23 @@ def open_directory(workdir: str) -> epath.Path:
     Raises:
       InputError: a bucket, and what reads buckets is not installed.
     """
+    if in_bucket(workdir):
+        _list_buckets_anew()
     try:
         path = epath.Path(workdir)
         path.exists()
     except ImportError as error:
         raise InputError(f"cannot open {workdir}: {error} (pip install gcsfs for gs://)") from None
     return path
+
+
+def _list_buckets_anew() -> None:
+    """Lets this process see what others write after it has looked: fsspec, by which epath reaches
+    buckets, would list each directory once."""
+    from fsspec.config import conf
+
+    for protocol in ("gcs", "s3", "az"):
+        conf.setdefault(protocol, {})["use_listings_cache"] = False
 
 
 def prepare(workdir: epath.Path) -> None:

@@ -16,13 +16,16 @@ from types import ModuleType
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboard.compat import tf
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.io.gfile import GFile
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-FLUSH_SECONDS = 120  # to a bucket a file is sent whole each time
+from sra_jax.files import in_bucket
+
+FLUSH_SECONDS = 120
+BUCKET_FILE_BYTES = 2**24  # from which on a new one is begun
 
 _log = logging.getLogger(__name__)
 _stand_in = ModuleType("clu.metric_writers.summary_writer")
@@ -32,20 +35,31 @@ sys.modules.setdefault(_stand_in.__name__, _stand_in)
 from clu.metric_writers import AsyncWriter, MetricWriter  # noqa: E402
 
 
+class _BucketFile(io.BytesIO):
+    """A new file in a bucket, which appends to none: each flush sends all of it again."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = epath.Path(path)
+
+    def flush(self) -> None:
+        self._path.write_bytes(self.getvalue())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+        super().close()
+
+
 class EventWriter(MetricWriter):
-    """Writes an event file in `logdir`, which it makes; of clu's interface, what this project uses.
+    """Writes event files in `logdir`, which it makes; of clu's interface, what this project uses.
 
     Where the file cannot be written, that is logged once, and nothing more is: no run ends for it.
     """
 
     def __init__(self, logdir: str):
-        stamp = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._path = os.path.join(logdir, f"events.out.tfevents.{stamp}")
-        self._failed = False
-        self._flushed_at = time.monotonic()
-        self._try(lambda: epath.Path(logdir).mkdir(parents=True, exist_ok=True))
-        self._records = RecordWriter(tf.io.gfile.GFile(self._path, "wb"))
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._logdir, self._failed = logdir, False
+        self._begin_file()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes each scalar under its name."""
@@ -76,10 +90,21 @@ class EventWriter(MetricWriter):
     def flush(self) -> None:
         """Returns when all that was written is in the file."""
         self._try(self._records.flush)
+        if in_bucket(self._path) and self._file.tell() > BUCKET_FILE_BYTES:
+            self._try(self._records.close)
+            self._begin_file()
 
     def close(self) -> None:
         """Flushes, and closes the file."""
         self._try(self._records.close)
+
+    def _begin_file(self) -> None:
+        stamp = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._path = os.path.join(self._logdir, f"events.out.tfevents.{stamp}")
+        self._try(lambda: epath.Path(self._logdir).mkdir(parents=True, exist_ok=True))
+        self._file = _BucketFile(self._path) if in_bucket(self._path) else GFile(self._path, "wb")
+        self._records, self._flushed_at = RecordWriter(self._file), time.monotonic()
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def _write(self, event: Event) -> None:
         self._try(lambda: self._records.write(event.SerializeToString()))
