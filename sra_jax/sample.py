@@ -8,8 +8,8 @@ What is not given (solver, steps, guidance) is as the run's config says.
 
 The .npz holds `arr_0`, uint8 [N, H, W, C], as the ADM evaluation suite reads it, `labels`, int32
 [N], and request.json, what they were drawn by. Chunks are kept in OUT.parts until all are done: the
-same command goes on after a kill.
-A finished OUT is drawn again by the same request of the same checkpoint; any other is refused.
+same command goes on after a kill. A finished OUT is drawn again by the same request of the same
+checkpoint; any other is refused.
 """
 
 from absl import flags
