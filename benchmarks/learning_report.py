@@ -133,11 +133,13 @@ def draw_curves(path: Path, name: str, runs: Runs, steps: int, facts: dict[str, 
                 axes.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.2)
     for axes, label in ((by_step, "steps"), (by_time, "seconds of training")):
         axes.set(xlabel=label, ylabel="Fréchet distance, classifier's features", yscale="log")
-        axes.axhline(facts["floor"], color="gray", linestyle=":", label="real images")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     by_block.set(xticks=blocks, xlabel="block", ylabel=f"probe accuracy at step {steps:,}, %")
     by_step.legend(fontsize=8)
     figure.suptitle(
-        f"{name}: mean of {max(map(len, runs.values()))} seeds, band from least to most"
+        f"{name}: mean of {max(map(len, runs.values()))} seeds, band from least to most; "
+        f"real images are at a distance of {facts['floor']:.3g}"
     )
     figure.tight_layout()
     figure.savefig(path, dpi=80)
