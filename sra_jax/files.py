@@ -37,7 +37,8 @@ def replacing(path: PathT, scratch: PathT | None = None) -> Iterator[PathT]:
         scratch.replace(path)
     except BaseException as error:
         scratch.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, os.fspath(scratch)):
+        unnamed = isinstance(error, OSError) and error.filename in (None, os.fspath(scratch))
+        if unnamed and error.errno:  # without a number it says all in words of its own
             error.filename = os.fspath(path)
         raise
 
