@@ -139,6 +139,19 @@ def saved_arrays(workdir, step: int) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def reported_losses(events: Path) -> list[tuple[int, float]]:
+    """(step, mean loss since the report before) of every report in a folder of event files."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return [
+        (event.step, value.tensor.float_val[0])
+        for path in sorted(events.iterdir())
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag == "loss"
+    ]
+
+
 def assert_bit_identical(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     assert arrays.keys() == expected.keys()
     for path, array in expected.items():

@@ -1,20 +1,31 @@
 """A run in a gs:// bucket is the run on a disk. An emulator on this machine serves the bucket: like
 Google's, it has no directories and no locks, takes files whole, and appends to none."""
 
+import tempfile
 import threading
 from functools import partial
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from commands import compilation_cache, devices, digits, finish, run, start, start_two, wait_until
+from commands import (
+    compilation_cache,
+    devices,
+    digits,
+    finish,
+    reported_losses,
+    run,
+    start,
+    start_two,
+    wait_until,
+)
 from etils import epath
 from gcp_storage_emulator.handlers.buckets import create_bucket
 from gcp_storage_emulator.server import RequestHandler, Router
 from gcp_storage_emulator.storage import Storage
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from sra_jax.data.embedded import ensure_embedded
 from sra_jax.evaluation import history
@@ -58,15 +69,10 @@ def flags(workdir, data, **overrides):
 
 def losses(workdir, tmp_path) -> dict[int, float]:
     """By step, from all of the run's event files."""
-    found = {}
-    for path in sorted((workdir / "tensorboard").iterdir()):
-        copy = tmp_path / path.name
-        copy.write_bytes(path.read_bytes())
-        for event in EventFileLoader(str(copy)).Load():
-            for value in event.summary.value:
-                if value.tag == "loss":
-                    found[event.step] = value.tensor.float_val[0]
-    return found
+    copies = Path(tempfile.mkdtemp(dir=tmp_path))
+    for path in (workdir / "tensorboard").iterdir():
+        (copies / path.name).write_bytes(path.read_bytes())
+    return dict(reported_losses(copies))
 
 
 def test_a_run_survives_a_kill_and_is_that_on_a_disk(bucket, tmp_path):

@@ -6,8 +6,16 @@ import time
 
 import numpy as np
 import pytest
-from commands import devices, digits, finish, run, saved_arrays, start_two, wait_until
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from commands import (
+    devices,
+    digits,
+    finish,
+    reported_losses,
+    run,
+    saved_arrays,
+    start_two,
+    wait_until,
+)
 
 STEPS = 40
 
@@ -61,14 +69,8 @@ def test_two_processes_are_preempted_together_and_one_goes_on(tmp_path, alone):
 
 
 def losses(workdir):
-    """(step, mean loss since the report before) of every report of every start of a run."""
-    return [
-        (event.step, value.tensor.float_val[0])
-        for path in sorted((workdir / "tensorboard").iterdir())
-        for event in EventFileLoader(str(path)).Load()
-        for value in event.summary.value
-        if value.tag == "loss"
-    ]
+    """(step, loss) of every start of a run."""
+    return reported_losses(workdir / "tensorboard")
 
 
 def saved_steps(workdir) -> list[int]:

@@ -89,10 +89,11 @@ class EventWriter(MetricWriter):
 
     def flush(self) -> None:
         """Returns when all that was written is in the file."""
-        self._try(self._records.flush)
         if in_bucket(self._path) and self._file.tell() > BUCKET_FILE_BYTES:
             self._try(self._records.close)
             self._begin_file()
+        else:
+            self._try(self._records.flush)
 
     def close(self) -> None:
         """Flushes, and closes the file."""
