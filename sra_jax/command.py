@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -21,6 +22,7 @@ from sra_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, InputError
 from sra_jax.files import disk_advice
 
 _STOPPED = {signal.SIGTERM: ("SIGTERM", PREEMPTED), signal.SIGINT: ("Ctrl-C", INTERRUPTED)}
+_stopping = threading.Lock()  # by whom this process is about to be ended
 _speaker = ""  # who is speaking, where there are several
 flags.disclaim_key_flags()  # what is defined here is for the command that asks for it
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
@@ -93,13 +95,27 @@ def heed_signals() -> None:
     has begun to.
 
     JAX is not to be torn down while its threads compute: it crashes. And an exception goes unheard
-    in the callbacks where Python may be at that moment.
+    in the callbacks where Python may be at that moment. Where the main thread is in C, compiling
+    or waiting for other processes, it runs no handlers: so a thread hears of signals too.
     """
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
     for number in _STOPPED:
         signal.signal(number, _stop)
+    signal.set_wakeup_fd(told)
+    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+
+
+def _listen(heard: int) -> None:
+    while True:
+        (number,) = os.read(heard, 1)
+        if signal.getsignal(number) is _stop:  # `train` may have put its own in place
+            _stop(number, None)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    if not _stopping.acquire(blocking=False):
+        return
     name, code = _STOPPED[number]
     line = f"{_speaker}error: stopped by {name}; run the same command again\n"
     os.write(2, line.encode())  # print may be what was interrupted

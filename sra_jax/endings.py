@@ -13,7 +13,8 @@ from typing import NoReturn
 
 from sra_jax.errors import FAILED
 
-# What one process has refused, the others most often refuse as well: they get time to say so.
+# What one process has refused, the others most often refuse as well: they get time to say so. And
+# where one is lost, a SIGTERM to all of them may be on its way here, and end this one as it should.
 GRACE_SECONDS = 5.0
 LOST = (
     "another process of this run has most likely ended or cannot be reached; see what it said, and "
@@ -35,7 +36,8 @@ def leave(code: int, grace: float) -> NoReturn:
 
 
 def say_on_abort(line: str | None) -> None:
-    """From here on an abort of this process ends it with `line` and code 1; None undoes that.
+    """From here on an abort of this process ends it with `line` and, `GRACE_SECONDS` later, code 1;
+    None undoes that.
 
     JAX aborts when processes do not meet, or are lost. Python's own handlers run in the main
     thread, which does not go on then; so this is one of C's.
@@ -45,6 +47,7 @@ def say_on_abort(line: str | None) -> None:
     def end(number: int) -> None:
         if _exit_code is None:
             os.write(2, f"{line}\n".encode())
+            time.sleep(GRACE_SECONDS)
         os._exit(FAILED if _exit_code is None else _exit_code)
 
     global _on_abort
