@@ -26,6 +26,7 @@ import numpy as np
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = f"--config={REPOSITORY}/configs/digits.py"
 DEADLINE = 240  # seconds, for what should take a few
+COMPILING_ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # for a process not to use what others made
 
 
 class Result(NamedTuple):
@@ -62,14 +63,6 @@ def devices(count: int) -> dict[str, str]:
     """What gives a process `count` virtual CPU devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     return {"XLA_FLAGS": flags.strip()}
-
-
-def compilation_cache(directory) -> dict[str, str]:
-    """What makes a process keep what it compiles in `directory`, and take from there."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(directory),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 def start(name: str, flags: list[str], out=subprocess.PIPE, **extra) -> subprocess.Popen:
@@ -185,10 +178,9 @@ class Forks:
     """Runs commands in forks of one process; use as a context."""
 
     def __enter__(self) -> "Forks":
-        self._cache = tempfile.TemporaryDirectory()  # what one fork compiles, the next one loads
         self._server = subprocess.Popen(
             [sys.executable, __file__],
-            env=environment(**compilation_cache(self._cache.name)),
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -198,7 +190,6 @@ class Forks:
     def __exit__(self, *error) -> None:
         self._server.stdin.close()
         self._server.wait(timeout=DEADLINE)
-        self._cache.cleanup()
 
     def run(self, name: str, flags: list[str], kill: Kill | None = None, **extra) -> Result:
         """Like the function `run`; `kill` may end the command before it does."""

@@ -1,10 +1,12 @@
 """Eight virtual CPU devices and quick compiles, set before JAX starts; golden numbers as fixtures.
 
 Compiling without LLVM's optimisations takes a third of the time, and agrees with the golden numbers
-as well. Set SRA_JAX_TEST_OPTIMIZED=1 to compile as users do.
+as well. Set SRA_JAX_TEST_OPTIMIZED=1 to compile as users do. What is compiled once is kept for the
+other tests of this process, and for the processes that they start.
 """
 
 import os
+import tempfile
 
 import jax
 import pytest
@@ -16,6 +18,13 @@ if not os.environ.get("SRA_JAX_TEST_OPTIMIZED"):
     os.environ["XLA_FLAGS"] = f"{QUICK} {flags}".strip()  # processes that tests start inherit it
 if "xla_force_host_platform_device_count" not in flags:
     jax.config.update("jax_num_cpu_devices", 8)  # and they do not inherit this
+compiled = tempfile.TemporaryDirectory(prefix="sra_jax_compiled_")
+for name, value in {
+    "compilation_cache_dir": compiled.name,
+    "persistent_cache_min_compile_time_secs": 0.0,
+}.items():
+    jax.config.update(f"jax_{name}", value)
+    os.environ[f"JAX_{name.upper()}"] = str(value)
 
 import commands  # noqa: E402
 from golden import Golden, Jitted  # noqa: E402

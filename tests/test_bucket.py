@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 from commands import (
-    compilation_cache,
     devices,
     digits,
     finish,
@@ -78,18 +77,17 @@ def losses(workdir, tmp_path) -> dict[int, float]:
 def test_a_run_survives_a_kill_and_is_that_on_a_disk(bucket, tmp_path):
     data = ensure_embedded("embedded:digits", tmp_path)
     there, here = open_directory("gs://runs/digits"), epath.Path(tmp_path) / "digits"
-    compiled = compilation_cache(tmp_path / "compiled")
     store = CheckpointStore(there)
     assert store.steps() == []  # and what another process writes is seen
-    process = start("train", flags(there, data, train__steps=10_000), **compiled)
+    process = start("train", flags(there, data, train__steps=10_000))
     wait_until(lambda: len(store.steps()) >= 2, process)
     process.kill()
     process.communicate()
     last = store.steps()[-1] + 4
 
-    result = run("train", flags(there, data, train__steps=last), **compiled)
+    result = run("train", flags(there, data, train__steps=last))
     assert result.code == 0 and "resuming from step" in result.out, result
-    assert run("train", flags(here, data, train__steps=last), **compiled).code == 0
+    assert run("train", flags(here, data, train__steps=last)).code == 0
     for weights in ("ema", "student"):
         found, expected = (load_model(str(workdir), weights) for workdir in (there, here))
         assert found.step == expected.step == last

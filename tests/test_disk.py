@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from commands import (
-    compilation_cache,
+    COMPILING_ANEW,
     digits,
     environment,
     finish,
@@ -22,23 +22,20 @@ from PIL import Image
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return compilation_cache(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="module")
-def trained(compiled, tmp_path_factory):
+def trained(tmp_path_factory):
     """The workdir of a run of two steps."""
     workdir = tmp_path_factory.mktemp("trained")
-    assert run("train", digits(workdir, train__steps=2), **compiled).code == 0
+    assert run("train", digits(workdir, train__steps=2)).code == 0
     return workdir
 
 
-def run_limited(name, flags, kilobytes, **extra):
-    """Runs a command of which no file grows beyond the limit."""
+def run_limited(name, flags, kilobytes):
+    """Runs a command of which no file grows beyond the limit, nor would what it compiles."""
     command = [sys.executable, "-m", f"sra_jax.{name}", *map(str, flags)]
     limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "-", *command]
-    return subprocess.run(limited, env=environment(**extra), capture_output=True, text=True)
+    return subprocess.run(
+        limited, env=environment(**COMPILING_ANEW), capture_output=True, text=True
+    )
 
 
 def start_denied(name, flags, **extra):
@@ -63,7 +60,7 @@ def assert_failed(code, err, *parts):
         assert str(part) in line, line
 
 
-def test_training_ends_with_the_last_good_state_kept(trained, compiled, tmp_path):
+def test_training_ends_with_the_last_good_state_kept(trained, tmp_path):
     workdir = tmp_path / "run"
     flags = digits(
         workdir, data__path=trained / "data/digits", train__steps=6, train__checkpoint_every=2
@@ -74,7 +71,7 @@ def test_training_ends_with_the_last_good_state_kept(trained, compiled, tmp_path
     }.items():
         result = run_limited("train", flags, kilobytes)
         assert_failed(result.returncode, result.stderr, *parts)
-    result = run("train", flags, **compiled)
+    result = run("train", flags)
     assert (result.code, result.err) == (0, "") and "finished: step 6 is saved" in result.out
     assert saved_arrays(workdir, 6)["['step']"] == 6
 
@@ -86,10 +83,10 @@ def wait_for_a_checkpoint(process, workdir):
     wait_until((workdir / "checkpoints" / "10").exists, process)
 
 
-def test_permissions_taken_away_under_a_run_end_it_and_it_goes_on(compiled, tmp_path):
+def test_permissions_taken_away_under_a_run_end_it_and_it_goes_on(tmp_path):
     workdir = tmp_path / "run"
     flags = digits(workdir, evaluation__grid_every=10, sampling__steps="2", **LONG)
-    process = start_denied("train", flags, **compiled)
+    process = start_denied("train", flags)
     wait_for_a_checkpoint(process, workdir)
     (workdir / "samples").mkdir(exist_ok=True)
     (workdir / "samples").chmod(0o555)  # which is told, and ends nothing
@@ -100,16 +97,16 @@ def test_permissions_taken_away_under_a_run_end_it_and_it_goes_on(compiled, tmp_
     (workdir / "checkpoints").chmod(0o755)
     newest = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
     again = digits(workdir, evaluation__grid_every=10, sampling__steps="2", train__steps=newest + 1)
-    result = finish(start_denied("train", again, **compiled))
+    result = finish(start_denied("train", again))
     assert (result.code, result.err) == (0, ""), result
     assert f"resuming from step {newest}" in result.out
     assert "nothing is shown of step" in result.out and "Permission denied" in result.out
 
 
-def test_what_may_not_be_read_is_named(trained, compiled, tmp_path):
+def test_what_may_not_be_read_is_named(trained, tmp_path):
     (tmp_path / "latents").mkdir(mode=0)
     flags = digits(tmp_path / "run", data__path=tmp_path / "latents", train__steps=1)
-    result = finish(start_denied("train", flags, **compiled))
+    result = finish(start_denied("train", flags))
     line = f"{tmp_path}/latents/dataset_info.json: Permission denied; mend its permissions"
     assert_failed(result.code, result.err, line)
 
@@ -126,16 +123,16 @@ def test_where_may_not_be_written_is_named(tmp_path):
     assert list((tmp_path / "there").iterdir()) == []
 
 
-def test_checkpoints_removed_under_a_run_end_it(trained, compiled, tmp_path):
+def test_checkpoints_removed_under_a_run_end_it(trained, tmp_path):
     workdir = tmp_path / "run"
-    process = start("train", digits(workdir, **LONG), **compiled)
+    process = start("train", digits(workdir, **LONG))
     wait_for_a_checkpoint(process, workdir)
     (workdir / "checkpoints").rename(tmp_path / "away")
     result = finish(process)
     assert_failed(result.code, result.err, f"to {workdir}/checkpoints failed", "make room or mend")
 
 
-def test_sampling_ends_and_goes_on(trained, compiled, tmp_path):
+def test_sampling_ends_and_goes_on(trained, tmp_path):
     out = tmp_path / "out.npz"
     flags = [f"--workdir={trained}", f"--out={out}", "--num=40", "--solver=euler", "--steps=2"]
     for chunk, parts in {
@@ -146,16 +143,16 @@ def test_sampling_ends_and_goes_on(trained, compiled, tmp_path):
         assert_failed(result.returncode, result.stderr, *parts)
         if chunk == 40:
             (tmp_path / "out.npz.parts" / "request.json").unlink()
-    result = run("sample", [*flags, "--chunk=10"], **compiled)
+    result = run("sample", [*flags, "--chunk=10"])
     assert (result.code, result.err) == (0, "") and "4 of 4 chunks are there" in result.out
     assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
     assert np.load(out)["arr_0"].shape == (40, 8, 8, 1)
 
 
-def test_a_log_that_cannot_be_written_ends_nothing(trained, compiled, tmp_path):
+def test_a_log_that_cannot_be_written_ends_nothing(trained, tmp_path):
     flags = digits(tmp_path / "run", data__path=trained / "data/digits", train__steps=2)
     with open("/dev/full", "w") as full:
-        result = finish(start("train", flags, out=full, **compiled))
+        result = finish(start("train", flags, out=full))
     assert result.code == 0
     assert result.err == "warning: no more log: No space left on device\n"
     assert saved_arrays(tmp_path / "run", 2)["['step']"] == 2

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from commands import (
+    COMPILING_ANEW,
     DEADLINE,
     assert_bit_identical,
-    compilation_cache,
     digits,
     run,
     saved_arrays,
@@ -31,16 +31,10 @@ def flags(workdir, **overrides):
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Spares the runs that are interrupted their compilation; those that finish compile anew."""
-    return compilation_cache(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="module")
-def whole(compiled, tmp_path_factory):
+def whole(tmp_path_factory):
     """Every array that an uninterrupted run ends with."""
     workdir = tmp_path_factory.mktemp("whole")
-    result = run("train", flags(workdir), **compiled)
+    result = run("train", flags(workdir))
     assert (result.code, result.err) == (0, "")
     arrays = saved_arrays(workdir, STEPS)
     parts = {re.match(r"\['(\w+)'\]", path)[1] for path in arrays}
@@ -59,7 +53,7 @@ def resumed_from(output: str) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
-def test_killed_at_any_moment_and_run_again(whole, compiled, tmp_path):
+def test_killed_at_any_moment_and_run_again(whole, tmp_path):
     workdir, moments = tmp_path / "run", random.Random(0)
     command = flags(workdir, train__checkpoint_every=CHECKPOINT_EVERY)
     kills = [
@@ -70,7 +64,7 @@ def test_killed_at_any_moment_and_run_again(whole, compiled, tmp_path):
     newest = 0
     for reached, longest in kills:
         with open(tmp_path / "output", "w+") as output:
-            process = start("train", command, out=output, **compiled)
+            process = start("train", command, out=output)
             wait_until(reached, process)
             time.sleep(moments.uniform(0, longest))
             process.kill()
@@ -80,7 +74,7 @@ def test_killed_at_any_moment_and_run_again(whole, compiled, tmp_path):
             assert resumed_from(output.read()) == newest
         newest = max(saved_steps(workdir), default=0)
     assert 0 < newest < STEPS
-    result = run("train", command)
+    result = run("train", command, **COMPILING_ANEW)
     assert (result.code, result.err) == (0, "")
     assert resumed_from(result.out) == newest
     assert_bit_identical(saved_arrays(workdir, STEPS), whole)
@@ -97,11 +91,11 @@ def stop(process, output, number) -> int:
     return logged()[-1]
 
 
-def test_stopped_by_signals_then_damaged(whole, compiled, tmp_path):
+def test_stopped_by_signals_then_damaged(whole, tmp_path):
     workdir, reached = tmp_path / "run", 0
     for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
         with open(tmp_path / "output", "w+") as output:
-            process = start("train", flags(workdir), out=output, **compiled)
+            process = start("train", flags(workdir), out=output)
             logged = stop(process, output, number)
             _, err = process.communicate(timeout=DEADLINE)
             said = Path(output.name).read_text()
@@ -118,9 +112,9 @@ def test_stopped_by_signals_then_damaged(whole, compiled, tmp_path):
         assert_bit_identical(saved_arrays(workdir, STEPS), whole)
         return result
 
-    complete()
+    complete(**COMPILING_ANEW)
     flip_a_bit(workdir / "checkpoints" / str(STEPS) / "params")
-    warned = complete(**compiled).out
+    warned = complete().out
     assert f"checkpoints/{STEPS} is damaged and not used" in warned
     assert f"finished: step {STEPS} is saved" in warned
 

@@ -29,7 +29,13 @@ from sra_jax.errors import InputError, RunError
 from sra_jax.files import DISK_ADVICE
 from sra_jax.training.directory import HeldDirectory
 from sra_jax.training.fingerprint import fingerprint, layout
-from sra_jax.training.orbax_quirks import drop_echoes, muted, reading_alone, reason
+from sra_jax.training.orbax_quirks import (
+    drop_echoes,
+    muted,
+    reading_alone,
+    reason,
+    splitting_only_what_is_large,
+)
 
 FORMAT_VERSION = 1
 LOSS = re.compile("gloo|coordination", re.IGNORECASE)  # who says that a process is lost
@@ -277,7 +283,10 @@ class CheckpointStore:
         if self._checkpointer is None:
             drop_echoes()
             self._checkpointer = ocp.training.Checkpointer(
-                self.directory, preservation_policy=self._keep, cleanup_tmp_directories=True
+                self.directory,
+                preservation_policy=self._keep,
+                cleanup_tmp_directories=True,
+                context=splitting_only_what_is_large(),
             )
         if self._held is None:
             self._held = HeldDirectory(self.directory)

@@ -25,6 +25,17 @@ def saving_leanly(trees: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
+def splitting_only_what_is_large() -> ocp.Context:
+    """Of an array that several devices hold, each writes a part. To cut it a program is compiled
+    for each shape and device, so that the first save holds up the run: what is small is written by
+    one of them."""
+    return ocp.Context(
+        array_options=ocp.options.ArrayOptions(
+            saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=2**20)
+        )
+    )
+
+
 def reading_alone() -> contextlib.AbstractContextManager:
     """Within it, Orbax does not wait for the other processes, of which one may have failed."""
     process = jax.process_index()
