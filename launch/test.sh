@@ -19,5 +19,6 @@ case "${1:-}" in
 esac
 
 ensure_environment test
-# Two at a time, each file in one process: most of the time goes to compilation, which takes one core.
-run "$python" -m pytest --numprocesses=2 --dist=loadfile "$@"
+# Two at a time, each file in one process, in the order that tests/conftest.py gives them: most of the
+# time goes to compilation, which takes one core.
+run "$python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -65,10 +65,15 @@ def devices(count: int) -> dict[str, str]:
     return {"XLA_FLAGS": flags.strip()}
 
 
-def start(name: str, flags: list[str], out=subprocess.PIPE, **extra) -> subprocess.Popen:
-    """`python -m sra_jax.NAME` with `flags`, its output in text pipes or in the file `out`."""
+def start(name: str, flags: list[str], out=subprocess.PIPE, before="", **extra) -> subprocess.Popen:
+    """`python -m sra_jax.NAME` with `flags`, its output in text pipes or in the file `out`; Python
+    code may be run `before` it."""
+    command = ["-m", f"sra_jax.{name}"]
+    if before:
+        module = f"runpy.run_module('sra_jax.{name}', run_name='__main__', alter_sys=True)"
+        command = ["-c", f"{before}\nimport runpy\n{module}"]
     return subprocess.Popen(
-        [sys.executable, "-m", f"sra_jax.{name}", *map(str, flags)],
+        [sys.executable, *command, *map(str, flags)],
         env=environment(**extra),
         stdout=out,
         stderr=subprocess.PIPE,
@@ -98,7 +103,9 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def start_two(name: str, flags: list[str], logs: Path | None = None) -> list[subprocess.Popen]:
+def start_two(
+    name: str, flags: list[str], logs: Path | None = None, before=""
+) -> list[subprocess.Popen]:
     """Two processes of one run, of one device each, that write to LOGS.0.log and LOGS.1.log."""
     together = [*flags, f"--coordinator={free_address()}", "--num_processes=2"]
     return [
@@ -106,6 +113,7 @@ def start_two(name: str, flags: list[str], logs: Path | None = None) -> list[sub
             name,
             [*together, f"--process_id={rank}"],
             out=open(logs.with_suffix(f".{rank}.log"), "w") if logs else subprocess.PIPE,
+            before=before,
             **devices(1),
         )
         for rank in range(2)

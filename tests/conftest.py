@@ -30,6 +30,14 @@ import commands  # noqa: E402
 from golden import Golden, Jitted  # noqa: E402
 
 
+# Files of few and long tests, which would leave a core idle at the end.
+FIRST = ("hosts", "resume", "disk", "bucket", "prober", "monitor", "notebook", "learning")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.stem.endswith(FIRST))
+
+
 @pytest.fixture(scope="session")
 def sit():
     """The golden numbers of SiT."""

@@ -18,7 +18,26 @@ TINY = TransformerConfig(
     num_heads=2,
     num_classes=10,
 )
+SMALL = TransformerConfig(
+    kind="sit",
+    input_size=8,
+    patch_size=2,
+    in_channels=4,
+    width=32,
+    depth=3,
+    num_heads=4,
+    num_classes=10,
+)
 METHOD = SRAConfig(student_block=1, teacher_block=2)
+
+
+def random_inputs(config, seed, batch=3):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(batch, config.input_size, config.input_size, config.in_channels))
+    t = rng.uniform(size=batch) if config.kind == "sit" else rng.integers(0, 1000, batch)
+    labels = np.append(rng.integers(0, config.num_classes, batch - 1), config.num_classes)
+    dtype = np.float32 if config.kind == "sit" else np.int32
+    return x.astype(np.float32), t.astype(dtype), labels.astype(np.int32)
 
 
 def make_objective(config=TINY, method=METHOD, weight=0.2):

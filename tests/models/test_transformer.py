@@ -7,24 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import BFLOAT16, FEATURES, ROUNDING, Jitted, random_state_dict, relative_error
-from scipy import special, stats
+from golden import BFLOAT16, FEATURES, Jitted, random_state_dict, relative_error
+from scipy import special
+from tiny import SMALL, random_inputs
 
 from sra_jax.errors import InputError
-from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
-from sra_jax.weights import from_torch, to_torch
-
-SMALL = TransformerConfig(
-    kind="sit",
-    input_size=8,
-    patch_size=2,
-    in_channels=4,
-    width=32,
-    depth=3,
-    num_heads=4,
-    num_classes=10,
-)
-
+from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.weights import from_torch
 
 # Against the authors' code.
 
@@ -216,15 +205,6 @@ SHAPES = {
 }
 
 
-def random_inputs(config, seed, batch=3):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(batch, config.input_size, config.input_size, config.in_channels))
-    t = rng.uniform(size=batch) if config.kind == "sit" else rng.integers(0, 1000, batch)
-    labels = np.append(rng.integers(0, config.num_classes, batch - 1), config.num_classes)
-    dtype = np.float32 if config.kind == "sit" else np.int32
-    return x.astype(np.float32), t.astype(dtype), labels.astype(np.int32)
-
-
 @pytest.mark.parametrize("head", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_agrees_with_a_plain_one(shape, head):
@@ -266,199 +246,6 @@ def test_bfloat16_of_the_golden_model_stays_near_float32(sit, sit_inputs):
     assert relative_error(half.prediction, sit.images("fwd/velocity")) < BFLOAT16
     for k, feature in half.features.items():
         assert relative_error(feature, sit[f"fwd/block_{k:02}"]) < BFLOAT16
-
-
-@pytest.fixture(scope="module")
-def differentiated(sit, sit_inputs):
-    """From changes of the golden config to prediction and features, of a whole pass and of one
-    stopped at block 3, and to the gradient through both in PyTorch's layout."""
-
-    def compute(**changes):
-        model = DiffusionTransformer(dataclasses.replace(sit.config, **changes))
-
-        def loss(params, x, t, labels):
-            out = model.apply({"params": params}, x, t, labels, taps=(2,))
-            stopped = model.apply({"params": params}, x, t, labels, taps=(3,), stop_at=3)
-            values = out.prediction, out.features[2], stopped.features[3]
-            return sum(jnp.sum(jnp.sin(v)) for v in values), values
-
-        gradient, values = jax.jit(jax.grad(loss, has_aux=True))(*sit_inputs)
-        return values, to_torch({k: v for k, v in gradient.items() if k != "head"}, sit.config)
-
-    return compute
-
-
-@pytest.fixture(scope="module")
-def reference(differentiated):
-    return differentiated()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"remat": "dots"}, {"remat": "full"}, {"scan_unroll": 3}],
-    ids=str,
-)
-def test_remat_and_unrolling_change_no_number(differentiated, reference, change):
-    values, gradient = differentiated(**change)
-    expected_values, expected = reference
-    for actual, value in zip(values, expected_values, strict=True):
-        assert relative_error(actual, value) < ROUNDING
-    for name, array in expected.items():
-        if name == "pos_embed":
-            assert not gradient[name].any() and not array.any()
-        else:
-            assert relative_error(gradient[name], array) < ROUNDING, name
-
-
-def test_remat_saves_memory():
-    config = dataclasses.replace(SMALL, input_size=16, depth=8)
-
-    def temporaries(remat):
-        model = DiffusionTransformer(dataclasses.replace(config, remat=remat))
-        params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
-
-        def loss(params, *inputs):
-            return jnp.sum(model.apply({"params": params}, *inputs).prediction)
-
-        lowered = jax.jit(jax.grad(loss)).lower(params, *random_inputs(config, 0, batch=8))
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    assert temporaries("full") < 0.7 * temporaries("dots") < 0.7 * 0.7 * temporaries("none")
-
-
-def test_without_remat_only_matrix_products_are_kept():
-    """Of each block and token: its input, 3 D of qkv, the weighted values, the projection, 4 D of
-    the MLP's hidden layer and D of its output, and the scores of all heads."""
-    batch, tokens, width, heads = 4, SMALL.num_tokens, SMALL.width, SMALL.num_heads
-    config = dataclasses.replace(SMALL, depth=8)
-    model = DiffusionTransformer(config)
-    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
-    inputs = random_inputs(config, 0, batch=batch)
-
-    def backward(params):
-        return jax.vjp(lambda p: model.apply({"params": p}, *inputs).prediction, params)[1]
-
-    kept = [leaf for leaf in jax.tree.leaves(jax.eval_shape(backward, params)) if leaf.size]
-    activations = [leaf for leaf in kept if leaf.shape[:3] == (config.depth, batch, tokens)]
-    activations += [leaf for leaf in kept if leaf.shape[:3] == (config.depth, batch, heads)]
-    values = batch * tokens * (11 * width + heads * tokens)
-    assert sum(leaf.size for leaf in activations) == config.depth * values
-
-
-@pytest.mark.parametrize(("remat", "passes"), [("none", 1), ("dots", 2), ("full", 2)])
-def test_cudnn_attention_is_a_product_too(monkeypatch, remat, passes):
-    """Its primitives are traced as on a GPU; none is needed to see which are computed again."""
-    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
-    config = dataclasses.replace(SMALL, width=128, dtype="bfloat16", attention="cudnn", remat=remat)
-    model, inputs = DiffusionTransformer(config), random_inputs(config, 0, batch=2)
-    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
-
-    def loss(params):
-        return jnp.sum(model.apply({"params": params}, *inputs).prediction)
-
-    program = str(jax.make_jaxpr(jax.grad(loss))(params))
-    assert program.count("dot_product_attention_fwd_wrapper") == passes
-    assert program.count("dot_product_attention_bwd_wrapper") == 1
-
-
-# Initialisation.
-
-
-@pytest.fixture(scope="module")
-def fresh():
-    config = dataclasses.replace(SMALL, width=64, depth=4, num_classes=500)
-    model = Jitted(config)
-    return model, jax.jit(partial(init_params, model.module, head=True))(jax.random.key(5))
-
-
-@pytest.mark.parametrize(
-    ("path", "fan_in", "fan_out"),
-    [
-        ("patch_embed/kernel", 16, 64),
-        ("blocks/attention/qkv/kernel", 64, 3 * 64),
-        ("blocks/attention/proj/kernel", 64, 64),
-        ("blocks/mlp/fc1/kernel", 64, 256),
-        ("blocks/mlp/fc2/kernel", 256, 64),
-        ("head/fc1/kernel", 64, 128),
-        ("head/fc2/kernel", 128, 64),
-    ],
-)
-def test_linear_weights_start_xavier_uniform(fresh, path, fan_in, fan_out):
-    weights = leaf(fresh[1], path)
-    bound = np.sqrt(6 / (fan_in + fan_out))
-    assert np.abs(weights).max() <= bound * (1 + 1e-6)
-    assert np.abs(weights).max() > 0.995 * bound
-    uniform = stats.uniform(-bound, 2 * bound)
-    assert stats.kstest(weights.ravel(), uniform.cdf).pvalue > 0.01
-
-
-@pytest.mark.parametrize(
-    "path", ["label_embed/embedding", "time_embed/fc1/kernel", "time_embed/fc2/kernel"]
-)
-def test_embeddings_start_normal(fresh, path):
-    weights = leaf(fresh[1], path)
-    assert stats.kstest(weights.ravel(), stats.norm(0, 0.02).cdf).pvalue > 0.01
-
-
-def test_biases_modulation_and_output_start_at_zero(fresh):
-    leaves = jax.tree_util.tree_leaves_with_path(fresh[1])
-    names = {"/".join(key.key for key in path): np.asarray(array) for path, array in leaves}
-    zero = {name for name in names if name.endswith("bias") or "modulation" in name}
-    zero |= {"final/linear/kernel"}
-    assert len(zero) == 1 + 2 + 4 + 2 + 2 + 2 + 2  # patches, time, block, head, two, final's
-    assert {name for name, array in names.items() if not array.any()} == zero
-
-
-def test_parameters_are_float32_and_blocks_differ(fresh):
-    _, params = fresh
-    assert all(array.dtype == jnp.float32 for array in jax.tree.leaves(params))
-    for path in ("attention/qkv", "attention/proj", "mlp/fc1", "mlp/fc2"):
-        kernels = leaf(params["blocks"], f"{path}/kernel").reshape(4, -1)
-        assert np.abs(np.corrcoef(kernels) - np.eye(4)).max() < 5 / np.sqrt(kernels.shape[1])
-
-
-def test_fresh_blocks_are_the_identity_and_predict_zero(fresh):
-    model, params = fresh
-    out = model(params, *random_inputs(model.config, seed=6), taps="all")
-    assert not np.asarray(out.prediction).any()
-    assert np.asarray(out.features[1]).std() > 0.1
-    np.testing.assert_array_equal(out.features[1], out.features[4])
-
-
-@pytest.mark.parametrize(("grid", "width"), [(4, 32), (16, 48), (1, 8)])
-def test_position_table(grid, width):
-    config = dataclasses.replace(SMALL, input_size=2 * grid, width=width, num_heads=2)
-    init = partial(init_params, DiffusionTransformer(config), head=False)
-    table = jax.jit(lambda key: init(key)["pos_embed"])(jax.random.key(0))
-    quarter = width // 4
-    expected = np.zeros((grid * grid, width))
-    for y in range(grid):
-        for x in range(grid):
-            for i in range(quarter):
-                frequency = 1 / 10000 ** (i / quarter)
-                halves = zip((0, 2), (x, y), strict=True)
-                for part, place in halves:
-                    expected[y * grid + x, part * quarter + i] = np.sin(place * frequency)
-                    expected[y * grid + x, (part + 1) * quarter + i] = np.cos(place * frequency)
-    np.testing.assert_allclose(table, expected, atol=1e-7)
-
-
-@pytest.mark.parametrize("kind", ["sit", "dit"])
-def test_head_is_made_only_when_asked(kind):
-    model = Jitted(dataclasses.replace(SMALL, kind=kind))
-    init = jax.jit(partial(init_params, model.module), static_argnames="head")
-    with_head, without = (init(jax.random.key(0), head=head) for head in (True, False))
-    assert "head" not in without
-    assert jax.tree.map(jnp.shape, with_head.pop("head")) == {
-        "fc1": {"kernel": (32, 64), "bias": (64,)},
-        "fc2": {"kernel": (64, 32), "bias": (32,)},
-    }
-    jax.tree.map(np.testing.assert_array_equal, with_head, without)
-    out = model(without, *random_inputs(model.config, seed=7), taps=(2,))
-    assert out.prediction.shape == (3, 8, 8, 4 if kind == "sit" else 8)
-    assert out.features[2].shape == (3, 16, 32)
 
 
 # Bad input.
@@ -531,9 +318,3 @@ def assert_one_line(error, words):
     assert "\n" not in message
     for word in words:
         assert word in message
-
-
-def leaf(tree, path):
-    for name in path.split("/"):
-        tree = tree[name]
-    return np.asarray(tree)
