@@ -29,7 +29,6 @@ for name, value in {
 import commands  # noqa: E402
 from golden import Golden, Jitted  # noqa: E402
 
-
 # Files of few and long tests, which would leave a core idle at the end.
 FIRST = ("hosts", "resume", "disk", "bucket", "prober", "monitor", "notebook", "learning")
 
