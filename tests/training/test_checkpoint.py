@@ -358,6 +358,19 @@ with CheckpointStore(workdir) as store:
     assert_same(restored, make_trees(1))
 
 
+@pytest.mark.parametrize(("columns", "cut"), [(2**10, False), (2**19, True)])
+def test_only_what_is_large_is_cut_for_the_devices_that_hold_it(tmp_path, caplog, columns, cut):
+    """Cutting takes a program for each shape and device, which the first save would wait for."""
+    whole = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P())
+    trees = {"params": jax.device_put(np.arange(8.0 * columns, dtype=np.float32), whole)}
+    with CheckpointStore(tmp_path) as store, jax.log_compiles():
+        store.save(1, trees, {})
+    assert any("jit(slice)" in message for message in caplog.messages) == cut
+    assert any("jit(_sums)" in message for message in caplog.messages)  # the fingerprint's
+    abstract = {"params": jax.ShapeDtypeStruct((8 * columns,), np.float32, sharding=whole)}
+    assert_same(CheckpointStore(tmp_path).restore(abstract)[1], trees)
+
+
 def test_a_killed_save_leaves_the_step_before(tmp_path, caplog):
     abstract = jax.eval_shape(lambda: make_trees(0, width=256))
     saves = """
