@@ -88,7 +88,7 @@ def test_help_shows_examples(clone, tools, launcher):
     assert "#" not in result.stdout
 
 
-PYTEST = "-m pytest --numprocesses=2 --dist=loadfile"
+PYTEST = "-m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder"
 INSTALL = (
     ".venv/bin/python -m pip install --disable-pip-version-check"
     " --constraint launch/constraints.txt --editable "
