@@ -7,23 +7,17 @@ Ctrl-C (run the same command again: what can be saved is saved); 1 anything else
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 
-from sra_jax.endings import GRACE_SECONDS, LOST, leave, say_on_abort
-from sra_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, InputError, RunError
+from sra_jax.endings import LOST, fail, heed_signals, leave, say_on_abort, speak_as, speaker
+from sra_jax.errors import BAD_INPUT, FAILED, InputError, RunError
 from sra_jax.files import disk_advice
 
-_STOPPED = {signal.SIGTERM: ("SIGTERM", PREEMPTED), signal.SIGINT: ("Ctrl-C", INTERRUPTED)}
-_stopping = threading.Lock()  # by whom this process is about to be ended
-_speaker = ""  # who is speaking, where there are several
 flags.disclaim_key_flags()  # what is defined here is for the command that asks for it
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
 # What a flag expects, by what the libraries say where it is given something else.
@@ -47,23 +41,23 @@ def run(main: Callable[[], int | None], description: str, required: Sequence[str
         sys.exit(0)
     try:
         _parse(required)
-        _exit(main() or 0)
+        leave(main() or 0)
     except InputError as error:
-        _end(error, BAD_INPUT)
+        fail(error, BAD_INPUT)
     except RunError as error:
-        _end(error, FAILED)
+        fail(error, FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _end(RunError(f"{where}{error.strerror or error}; {disk_advice(error)}"), FAILED)
+        fail(f"{where}{error.strerror or error}; {disk_advice(error)}", FAILED)
     except Exception as error:
-        if not _speaker:
+        if not speaker():
             raise
         # XLA's errors begin with a status, be they a JaxRuntimeError or, out of a dispatch, a
         # ValueError.
         if not re.match(r"[A-Z_]+: ", str(error)) or "RESOURCE_EXHAUSTED" in str(error):
             traceback.print_exc()  # no other process is to blame
-            _exit(FAILED)
-        _end(RunError(f"{str(error)[:300]}: {LOST}"), FAILED)
+            leave(FAILED)
+        fail(f"{str(error)[:300]}: {LOST}", FAILED)
 
 
 def config_dict(flag: flags.FlagHolder) -> dict[str, Any]:
@@ -88,38 +82,6 @@ def _parse(required: Sequence[str]) -> None:
     for name in required:
         if flags.FLAGS[name].value in (None, ""):
             raise InputError(f"--{name} is missing or empty; see --help")
-
-
-def heed_signals() -> None:
-    """Has SIGTERM and Ctrl-C end this process at once, with a line; `train` saves first, once it
-    has begun to.
-
-    JAX is not to be torn down while its threads compute: it crashes. And an exception goes unheard
-    in the callbacks where Python may be at that moment. Where the main thread is in C, compiling
-    or waiting for other processes, it runs no handlers: so a thread hears of signals too.
-    """
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    for number in _STOPPED:
-        signal.signal(number, _stop)
-    signal.set_wakeup_fd(told)
-    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
-
-
-def _listen(heard: int) -> None:
-    while True:
-        (number,) = os.read(heard, 1)
-        if signal.getsignal(number) is _stop:  # `train` may have put its own in place
-            _stop(number, None)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    if not _stopping.acquire(blocking=False):
-        return
-    name, code = _STOPPED[number]
-    line = f"{_speaker}error: stopped by {name}; run the same command again\n"
-    os.write(2, line.encode())  # print may be what was interrupted
-    os._exit(code)
 
 
 def _explain(error: BaseException) -> str:
@@ -187,9 +149,7 @@ def _name_process(index: int, count: int) -> None:
     for handler in logging.getLogger("sra_jax").handlers:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {name}%(message)s", "%H:%M:%S"))
         handler.setLevel(logging.INFO if index == 0 else logging.WARNING)
-    global _speaker
-    _speaker = name
-    say_on_abort(f"{name}error: {LOST}")
+    speak_as(name)
 
 
 class _StdoutHandler(logging.StreamHandler):
@@ -204,7 +164,7 @@ class _StdoutHandler(logging.StreamHandler):
             return super().handleError(record)
         self.setStream(open(os.devnull, "w"))  # noqa: SIM115 - to the end of the process
         sys.stdout = self.stream  # or Python fails to flush it when it ends
-        return print(f"{_speaker}warning: no more log: {error.strerror}", file=sys.stderr)
+        return print(f"{speaker()}warning: no more log: {error.strerror}", file=sys.stderr)
 
 
 def _log_to_stdout() -> None:
@@ -214,17 +174,3 @@ def _log_to_stdout() -> None:
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     log.propagate = False
-
-
-def _end(error: Exception, code: int) -> None:
-    line = " ".join((f"{_speaker}error:", *str(error).split()))
-    sys.stderr.write(f"{line}\n")  # at once, or what JAX's threads say comes in between
-    _exit(code)
-
-
-def _exit(code: int) -> NoReturn:
-    """Exits. What failed waits for nobody: not for other processes, and not for threads, of which
-    Orbax leaves some behind that wait for minutes when a save could not begin."""
-    if code:
-        leave(code, GRACE_SECONDS if _speaker else 0)
-    sys.exit(0)

@@ -7,7 +7,7 @@ from sra_jax import workdir as workdirs
 from sra_jax.converter import ConvertRequest, convert
 
 
-def run(source, out, **choices):
+def converted(source, out, **choices):
     """Converts in this process."""
     if not str(out).endswith((".pt", ".safetensors")):
         choices = {"num_heads": 4} | choices

@@ -4,8 +4,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,9 @@ import pytest
 from commands import (
     DIGITS,
     Kill,
-    Result,
     assert_refused,
     devices,
     digits,
-    environment,
     finish,
     start,
 )
@@ -259,32 +255,6 @@ def test_samples_are_written_and_measured(forks, finished, tmp_path):
     report = json.loads(result.out.splitlines()[-1])
     assert report["samples"] == str(out) and 0 <= report["class_agreement"] <= 1
     assert report["frechet"] > 3 * report["frechet_floor"] > 0  # six steps draw no digits
-
-
-# Waits in C for what never comes, as in a collective whose other processes are slow.
-IN_C = """
-import ctypes
-from sra_jax.command import heed_signals
-heed_signals()
-print("ready", flush=True)
-mutex = ctypes.create_string_buffer(64)
-for _ in range(2):
-    ctypes.CDLL(None).pthread_mutex_lock(mutex)
-"""
-
-
-def test_a_signal_is_heeded_while_the_main_thread_is_in_c():
-    process = subprocess.Popen(
-        [sys.executable, "-c", IN_C],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    process.terminate()
-    stopped = "error: stopped by SIGTERM; run the same command again\n"
-    assert finish(process) == Result(75, "", stopped)
 
 
 def test_sampling_stopped_by_a_signal_goes_on(forks, finished, tmp_path):

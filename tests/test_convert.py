@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from converted import assert_same_tree, loaded, run
+from converted import assert_same_tree, converted, loaded
 from golden import FEATURES, relative_error
 from published import (
     ARGS,
@@ -85,7 +85,7 @@ def test_every_layout_gives_the_golden_outputs(request, tmp_path, name, form):
     path = save(
         tmp_path / "x.pt", form, remake(golden.state_dict("teacher")), remake(state), ARGS[layout]
     )
-    trained, params = loaded(run(path, tmp_path / "run"))
+    trained, params = loaded(converted(path, tmp_path / "run"))
     assert trained.model.config == golden.config
     expected = from_torch(state if layout == "sra" else without_head(state), golden.config)
     if layout == "sit":  # its time is turned twice on the way, each time rounded once
@@ -116,14 +116,14 @@ def test_a_position_table_that_has_drifted_is_kept(request, tmp_path, caplog, ki
     golden = request.getfixturevalue(kind)
     student, ema = golden.state_dict("student"), nudged(golden.state_dict("teacher"))
     torch.save(training_checkpoint(student, ema, {}), tmp_path / "x.pt")
-    trained, params = loaded(run(tmp_path / "x.pt", tmp_path / "run"))
+    trained, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run"))
     assert_same_tree(params, from_torch(ema, golden.config))
     assert "position table of ema as stored, within 1.0e-04 of its formula" in caplog.text
     inputs = golden.images("fwd/x"), golden["fwd/t"], golden["fwd/y"]
     model, direct = DiffusionTransformer(golden.config), from_torch(ema, golden.config)
     ours = trained.model.apply({"params": trained.params}, *inputs).prediction
     np.testing.assert_array_equal(ours, model.apply({"params": direct}, *inputs).prediction)
-    run(tmp_path / "run", tmp_path / "back.safetensors")
+    converted(tmp_path / "run", tmp_path / "back.safetensors")
     assert_same_tensors(load_file(tmp_path / "back.safetensors"), ema)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
@@ -132,7 +132,7 @@ def test_a_position_table_far_off_is_told(tmp_path, sit, caplog):
     state = sit.state_dict("student")
     state["pos_embed"] = state["pos_embed"] + np.float32(2e-3)
     torch.save(tensors(state), tmp_path / "x.pt")
-    _, params = loaded(run(tmp_path / "x.pt", tmp_path / "run"))
+    _, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run"))
     np.testing.assert_array_equal(params["pos_embed"], state["pos_embed"][0])
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "2.0e-03 off its formula" in warning.getMessage()
@@ -145,22 +145,24 @@ def test_there_and_back(request, tmp_path, kind, ending):
     golden = request.getfixturevalue(kind)
     states = {"student": golden.state_dict("student"), "ema": golden.state_dict("teacher")}
     torch.save(training_checkpoint(*states.values(), {}), tmp_path / "x.pt")
-    run(tmp_path / "x.pt", tmp_path / "run")
+    converted(tmp_path / "x.pt", tmp_path / "run")
     for weights, state in states.items():
-        path = run(tmp_path / "run", tmp_path / f"{weights}{ending}", weights=weights)
+        path = converted(tmp_path / "run", tmp_path / f"{weights}{ending}", weights=weights)
         if ending == ".pt":
             back = torch.load(path, weights_only=True)["ema"]  # as the SRA authors' generate.py
             back = {name: tensor.numpy() for name, tensor in back.items()}
         else:
             back = load_file(path)
         assert_same_tensors(back, state)
-        again = run(path, tmp_path / f"again_{weights}", num_heads=None)  # the file tells the heads
+        again = converted(
+            path, tmp_path / f"again_{weights}", num_heads=None
+        )  # the file tells the heads
         assert_same_tree(loaded(again)[1], loaded(tmp_path / "run", weights)[1])
 
 
 def test_a_file_is_written_whole_and_never_overwritten(tmp_path, sit, monkeypatch):
     torch.save(tensors(sit.state_dict("student")), tmp_path / "x.pt")
-    run(tmp_path / "x.pt", tmp_path / "run")
+    converted(tmp_path / "x.pt", tmp_path / "run")
     out = tmp_path / "made" / "for" / "out.safetensors"
 
     def fail(scratch, *rest):
@@ -169,14 +171,14 @@ def test_a_file_is_written_whole_and_never_overwritten(tmp_path, sit, monkeypatc
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
         patched.setattr("sra_jax.converter.write_checkpoint", fail)
-        run(tmp_path / "run", out)
+        converted(tmp_path / "run", out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "x.pt"]
-    run(tmp_path / "run", out)
+    converted(tmp_path / "run", out)
     assert_same_tensors(load_file(out), sit.state_dict("student"))
     assert [p.name for p in out.parent.iterdir()] == [out.name]
     before = out.read_bytes()
     with pytest.raises(InputError, match=r"out.safetensors is there already; choose another --out"):
-        run(tmp_path / "run", out, weights="student")
+        converted(tmp_path / "run", out, weights="student")
     assert out.read_bytes() == before
 
 
@@ -185,21 +187,21 @@ def test_projectors_are_kept_and_given_back(tmp_path, sit, caplog):
         with_projectors(sit.state_dict(n), i) for i, n in enumerate(("student", "teacher"))
     )
     torch.save(training_checkpoint(student, ema, ARGS["repa"]), tmp_path / "x.pt")
-    run(tmp_path / "x.pt", tmp_path / "dropped")
+    converted(tmp_path / "x.pt", tmp_path / "dropped")
     assert "6 tensors of projectors dropped" in caplog.text
-    run(tmp_path / "dropped", tmp_path / "dropped.safetensors")
+    converted(tmp_path / "dropped", tmp_path / "dropped.safetensors")
     expected = {k: v for k, v in ema.items() if not k.startswith("projectors")}
     assert_same_tensors(load_file(tmp_path / "dropped.safetensors"), expected)
-    run(tmp_path / "x.pt", tmp_path / "kept", keep_projectors=True)
+    converted(tmp_path / "x.pt", tmp_path / "kept", keep_projectors=True)
     for weights, state in {"ema": ema, "student": student}.items():
-        run(tmp_path / "kept", tmp_path / f"{weights}.safetensors", weights=weights)
+        converted(tmp_path / "kept", tmp_path / f"{weights}.safetensors", weights=weights)
         assert_same_tensors(load_file(tmp_path / f"{weights}.safetensors"), state)
 
 
 def test_half_precision_is_told_and_widened(tmp_path, sit, caplog):
     state = {k: v.half() for k, v in tensors(sit.state_dict("student")).items()}
     torch.save(state, tmp_path / "x.pt")
-    _, params = loaded(run(tmp_path / "x.pt", tmp_path / "run"))
+    _, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run"))
     assert f"{len(state)} of {len(state)} tensors are float16, and become float32" in caplog.text
     assert_same_tree(
         params, from_torch({k: v.float().numpy() for k, v in state.items()}, sit.config)
@@ -208,9 +210,9 @@ def test_half_precision_is_told_and_widened(tmp_path, sit, caplog):
 
 def test_another_resolution_makes_a_new_position_table(tmp_path, sit, caplog):
     torch.save(tensors(sit.state_dict("student")), tmp_path / "x.pt")
-    _, same = loaded(run(tmp_path / "x.pt", tmp_path / "same", resolution=64))
+    _, same = loaded(converted(tmp_path / "x.pt", tmp_path / "same", resolution=64))
     assert_same_tree(same, from_torch(sit.state_dict("student"), sit.config))
-    trained, params = loaded(run(tmp_path / "x.pt", tmp_path / "run", resolution=128))
+    trained, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run", resolution=128))
     assert trained.model.config.input_size == 16 and trained.data.resolution == 128
     np.testing.assert_array_equal(params["pos_embed"], position_table(8, 32))
     assert "position table made anew for 8x8 patches" in caplog.text
@@ -223,10 +225,10 @@ def test_what_does_not_fit_is_listed_and_dropped_only_when_asked(tmp_path, sit, 
     missing = state.pop("blocks.2.mlp.fc2.bias")
     torch.save(state | {"logvar": missing, "extra.bias": missing}, tmp_path / "x.pt")
     with pytest.raises(InputError) as error:
-        run(tmp_path / "x.pt", tmp_path / "run")
+        converted(tmp_path / "x.pt", tmp_path / "run")
     assert "left over: extra.bias, logvar; missing: blocks.2.mlp.fc2.bias" in str(error.value)
     assert "--allow_mismatch" in str(error.value) and not (tmp_path / "run").exists()
-    _, params = loaded(run(tmp_path / "x.pt", tmp_path / "run", allow_mismatch=True))
+    _, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run", allow_mismatch=True))
     assert "left over: extra.bias, logvar; missing: blocks.2.mlp.fc2.bias" in caplog.text
     expected = from_torch(sit.state_dict("student"), sit.config)
     np.testing.assert_array_equal(params["blocks"]["mlp"]["fc2"]["bias"][2], 0)

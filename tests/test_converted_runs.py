@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import REPOSITORY, assert_bit_identical, saved_arrays
-from converted import assert_same_tree, loaded, run
+from converted import assert_same_tree, converted, loaded
 from published import as_original_sit, tensors, training_checkpoint, without_head
 from safetensors.numpy import save_file as save_numpy
 
@@ -69,7 +69,7 @@ def test_training_goes_on_from_converted_weights(forks, tmp_path, sit):
         training_checkpoint(sit.state_dict("student"), sit.state_dict("teacher"), {}),
         tmp_path / "x.pt",
     )
-    workdir, data = run(tmp_path / "x.pt", tmp_path / "run"), data_of(sit, tmp_path / "data")
+    workdir, data = converted(tmp_path / "x.pt", tmp_path / "run"), data_of(sit, tmp_path / "data")
     flags = train_flags(
         workdir, data, "--config.train.steps=2", "--config.optimizer.learning_rate=1e-3"
     )
@@ -85,7 +85,7 @@ def test_training_goes_on_from_converted_weights(forks, tmp_path, sit):
 
 def test_training_refuses_what_converted_weights_are_not(forks, tmp_path, sit):
     torch.save(tensors(without_head(sit.state_dict("student"))), tmp_path / "x.pt")
-    workdir = run(tmp_path / "x.pt", tmp_path / "run")
+    workdir = converted(tmp_path / "x.pt", tmp_path / "run")
     before = (workdir / "config.json").read_bytes()
     data = data_of(sit, tmp_path / "data")
     other = data_of(sit, tmp_path / "other", scale=0.5)
@@ -105,7 +105,7 @@ def test_training_refuses_what_converted_weights_are_not(forks, tmp_path, sit):
 
 def test_a_model_without_a_head_can_be_given_one(forks, tmp_path, dit):
     torch.save(tensors(without_head(dit.state_dict("student"))), tmp_path / "x.pt")
-    workdir = run(tmp_path / "x.pt", tmp_path / "run", new_head=True)
+    workdir = converted(tmp_path / "x.pt", tmp_path / "run", new_head=True)
     _, params = loaded(workdir)
     kernel = params["head"]["fc1"]["kernel"]
     limit = np.sqrt(6 / sum(kernel.shape))  # xavier's
@@ -127,7 +127,7 @@ def test_the_optimiser_is_carried_over(forks, tmp_path, sit):
     moments = optimizer.state_dict()
     content = training_checkpoint(state, sit.state_dict("teacher"), {}, moments)
     torch.save(content, tmp_path / "x.pt")
-    workdir = run(tmp_path / "x.pt", tmp_path / "run", optimizer="carried")
+    workdir = converted(tmp_path / "x.pt", tmp_path / "run", optimizer="carried")
     saved = workdirs.read(workdirs.open_directory(str(workdir))).config["optimizer"]
     assert (saved["learning_rate"], saved["eps"]) == (3e-4, 1e-7)
     arrays = saved_arrays(workdir, 1)
@@ -183,7 +183,7 @@ def test_the_command_that_trains_it_further_is_told(tmp_path, kind, head, caplog
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
     save_numpy(to_torch(params, model), tmp_path / "x.safetensors")
-    run(tmp_path / "x.safetensors", tmp_path / "run", num_heads=None)
+    converted(tmp_path / "x.safetensors", tmp_path / "run", num_heads=None)
     told = [line.removeprefix("next: python -m sra_jax.") for line in caplog.messages]
     told = {line.split()[0]: line.split()[1:] for line in told if "--workdir=" in line}
     assert told["sample"][1:] == ["--vae=FOLDER", "--out=samples.npz"]
@@ -198,13 +198,13 @@ def test_the_command_that_trains_it_further_is_told(tmp_path, kind, head, caplog
 def test_the_guidance_is_the_release_s(tmp_path, sit):
     state = as_original_sit(sit.state_dict("student"), 2, 4)
     torch.save(tensors(state), tmp_path / "x.pt")
-    trained, _ = loaded(run(tmp_path / "x.pt", tmp_path / "run"))
+    trained, _ = loaded(converted(tmp_path / "x.pt", tmp_path / "run"))
     assert trained.experiment.sampling.guidance_channels == 3
     torch.save(
         {"ema": tensors(state), "args": argparse.Namespace(path_type="GVP")}, tmp_path / "y.pt"
     )
-    trained, _ = loaded(run(tmp_path / "y.pt", tmp_path / "other"))
+    trained, _ = loaded(converted(tmp_path / "y.pt", tmp_path / "other"))
     assert trained.experiment.process.path == "cosine"
-    run(tmp_path / "other", tmp_path / "z.safetensors")  # which tells the path
-    trained, _ = loaded(run(tmp_path / "z.safetensors", tmp_path / "third"))
+    converted(tmp_path / "other", tmp_path / "z.safetensors")  # which tells the path
+    trained, _ = loaded(converted(tmp_path / "z.safetensors", tmp_path / "third"))
     assert trained.experiment.process.path == "cosine"

@@ -271,7 +271,7 @@ def test_a_disk_that_is_full_ends_a_real_process_in_one_line(tree, tmp_path):
 # Arguments: MODULE FUNCTION N SOURCE OUT SIGNAL.
 KILLED = """
 import importlib, os, signal, sys
-from sra_jax.command import heed_signals
+from sra_jax.endings import heed_signals
 from sra_jax.encoder import EncodeRequest, encode
 
 heed_signals()

@@ -131,7 +131,9 @@ def test_sampling_together_is_stopped_at_once(tmp_path, alone):
     wait_until(lambda: any((tmp_path / "out.npz.parts").glob("*.npy")), *processes)
     processes[0].terminate()
     results = [finish(processes[0])]
-    processes[1].terminate()  # has lost the other by now, and most likely said so
+    while "another process of this run" not in processes[1].stderr.readline():
+        assert processes[1].poll() is None
+    processes[1].terminate()
     results.append(finish(processes[1]))
     assert [result.code for result in results] == [75, 75], results
     assert "[process 1 of 2] error: stopped by SIGTERM" in results[1].err

@@ -27,8 +27,8 @@ def saving_leanly(trees: Mapping[str, Any]) -> Iterator[None]:
 
 def splitting_only_what_is_large() -> ocp.Context:
     """Of an array that several devices hold, each writes a part. To cut it a program is compiled
-    for each shape and device, so that the first save holds up the run: what is small is written by
-    one of them."""
+    for each shape and device, which the first save waits for: where the parts would be smaller than
+    1 MiB, one device writes all of it."""
     return ocp.Context(
         array_options=ocp.options.ArrayOptions(
             saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=2**20)
