@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import count_multiply_adds
+from jax.experimental.compilation_cache import compilation_cache
 from tiny import TINY, make_batch, make_objective
 
 from sra_jax.models import SIZES, TransformerConfig
@@ -95,8 +96,19 @@ def test_multiply_adds_are_those_that_xla_counts():
     assert abs(ratio - 1) < 0.02
 
 
+@pytest.fixture
+def compiling_anew():
+    """Nothing is taken from what was compiled before."""
+    directory = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()  # or it goes on
+    yield
+    jax.config.update("jax_compilation_cache_dir", directory)
+    compilation_cache.reset_cache()
+
+
 @pytest.mark.slow
-def test_compile_time_does_not_grow_with_depth():
+def test_compile_time_does_not_grow_with_depth(compiling_anew):
     """Blocks are scanned: 28 compile as fast as 12, within 20 %, by the median of five each."""
 
     def seconds(depth):
