@@ -72,8 +72,13 @@ def start(name: str, flags: list[str], out=subprocess.PIPE, before="", **extra) 
     if before:
         module = f"runpy.run_module('sra_jax.{name}', run_name='__main__', alter_sys=True)"
         command = ["-c", f"{before}\nimport runpy\n{module}"]
+    return start_python([*command, *flags], out, **extra)
+
+
+def start_python(arguments: list[str], out=subprocess.PIPE, **extra) -> subprocess.Popen:
+    """Python with `arguments`, its output in text pipes or in the file `out`."""
     return subprocess.Popen(
-        [sys.executable, *command, *map(str, flags)],
+        [sys.executable, *map(str, arguments)],
         env=environment(**extra),
         stdout=out,
         stderr=subprocess.PIPE,

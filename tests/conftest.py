@@ -9,6 +9,7 @@ import os
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -53,6 +54,12 @@ def dit():
 def sit_model(sit):
     """The golden SiT's model, its `apply` compiled once for all tests."""
     return Jitted(sit.config)
+
+
+@pytest.fixture(scope="session")
+def sit_inputs(sit):
+    """What the golden SiT's forward pass was given: parameters, images, times and labels."""
+    return sit.params("student"), sit.images("fwd/x"), sit["fwd/t"], sit.jax("fwd/y", jnp.int32)
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import (
-    DIGITS,
-    Kill,
-    assert_refused,
-    devices,
-    digits,
-    finish,
-    start,
-)
+from commands import DIGITS, Kill, assert_refused, devices, digits, finish, start
 from PIL import Image
 
 from sra_jax.data.embedded import EMBEDDED

@@ -23,12 +23,7 @@ from sra_jax.weights import from_torch, to_torch
 from sra_jax.weights.imported import latent_spec
 
 
-@pytest.fixture(autouse=True)
-def tell(caplog):
-    caplog.set_level(logging.INFO, logger="sra_jax")
-
-
-def data_of(golden, path, records=24, **changes):
+def data_of(path, records=24, **changes):
     """A data set of random latents that fits the golden models."""
     fields = {
         "codec": "sd_vae",
@@ -69,7 +64,7 @@ def test_training_goes_on_from_converted_weights(forks, tmp_path, sit):
         training_checkpoint(sit.state_dict("student"), sit.state_dict("teacher"), {}),
         tmp_path / "x.pt",
     )
-    workdir, data = converted(tmp_path / "x.pt", tmp_path / "run"), data_of(sit, tmp_path / "data")
+    workdir, data = converted(tmp_path / "x.pt", tmp_path / "run"), data_of(tmp_path / "data")
     flags = train_flags(
         workdir, data, "--config.train.steps=2", "--config.optimizer.learning_rate=1e-3"
     )
@@ -87,8 +82,8 @@ def test_training_refuses_what_converted_weights_are_not(forks, tmp_path, sit):
     torch.save(tensors(without_head(sit.state_dict("student"))), tmp_path / "x.pt")
     workdir = converted(tmp_path / "x.pt", tmp_path / "run")
     before = (workdir / "config.json").read_bytes()
-    data = data_of(sit, tmp_path / "data")
-    other = data_of(sit, tmp_path / "other", scale=0.5)
+    data = data_of(tmp_path / "data")
+    other = data_of(tmp_path / "other", scale=0.5)
     for change, part in (
         (["--config.model.width=64"], "config.model.width was 32, is 64"),
         (["--config.sra.weight=0.2"], "no projection head; convert it with --new_head"),
@@ -112,7 +107,7 @@ def test_a_model_without_a_head_can_be_given_one(forks, tmp_path, dit):
     assert 0.9 * limit < np.abs(kernel).max() <= limit
     assert_same_tree(loaded(workdir, "student")[1], params)
     result = forks.run(
-        "train", train_flags(workdir, data_of(dit, tmp_path / "data"), "--config.train.steps=1")
+        "train", train_flags(workdir, data_of(tmp_path / "data"), "--config.train.steps=1")
     )
     assert (result.code, result.err) == (0, "") and "alignment" in result.out
 
@@ -141,7 +136,7 @@ def test_the_optimiser_is_carried_over(forks, tmp_path, sit):
         start = f"['opt_state'][1][0]['{ours}']"
         found = {k.removeprefix(start): a for k, a in arrays.items() if k.startswith(start)}
         assert_bit_identical(found, {jax.tree_util.keystr(k): a for k, a in leaves})
-    flags = train_flags(workdir, data_of(sit, tmp_path / "data"), "--config.train.steps=2")
+    flags = train_flags(workdir, data_of(tmp_path / "data"), "--config.train.steps=2")
     result = forks.run("train", flags)
     assert (result.code, result.err) == (0, "")
     assert "resuming from step 1" in result.out and "fresh" not in result.out
@@ -177,6 +172,7 @@ def test_sample_takes_a_converted_run(forks, tmp_path, sit):
 @pytest.mark.parametrize("kind", ["sit", "dit"])
 def test_the_command_that_trains_it_further_is_told(tmp_path, kind, head, caplog):
     """Of a published shape, and it is accepted: no refusal but that the data are missing."""
+    caplog.set_level(logging.INFO, logger="sra_jax")
     model = TransformerConfig(kind, 32, 2, 4, 384, 12, 6, 1000)
     init = partial(init_params, DiffusionTransformer(model), jax.random.key(0), head)
     shapes = jax.eval_shape(init)

@@ -16,6 +16,7 @@ from commands import (
     run,
     saved_arrays,
     start,
+    start_python,
     wait_until,
 )
 from PIL import Image
@@ -38,7 +39,7 @@ def run_limited(name, flags, kilobytes):
     )
 
 
-def start_denied(name, flags, **extra):
+def start_denied(name, flags):
     """Starts a command that heeds permissions, also as root: without CAP_DAC_OVERRIDE, and without
     CAP_DAC_READ_SEARCH."""
     drop = (
@@ -46,9 +47,7 @@ def start_denied(name, flags, **extra):
         "[libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) for capability in (1, 2)]; "
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
-    command = [sys.executable, "-c", drop, "-m", f"sra_jax.{name}", *map(str, flags)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment(**extra), stdout=pipe, stderr=pipe, text=True)
+    return start_python(["-c", drop, "-m", f"sra_jax.{name}", *flags])
 
 
 def assert_failed(code, err, *parts):

@@ -2,10 +2,9 @@
 
 import signal
 import subprocess
-import sys
 
 import pytest
-from commands import Result, environment, finish
+from commands import Result, finish, start_python
 
 START = """
 import ctypes, signal, threading, time
@@ -22,33 +21,31 @@ def abort():  # as JAX does when it has lost a process
 
 endings.heed_signals()
 """
-# One of two processes, with little time for others.
-OF_TWO = START + 'endings.GRACE_SECONDS = 0.5; endings.speak_as("[1 of 2] ")\n'
-READY = "print('ready', flush=True)\n"
 STOPPED = "error: stopped by {}; run the same command again\n"
 LOST = "[1 of 2] error: another process of this run has most likely ended"
 
 
-def start(code):
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", code]
-    return subprocess.Popen(command, env=environment(), stdout=pipe, stderr=pipe, text=True)
-
-
-def send(process, *numbers):
-    """Sends signals to a process that has said that it is ready."""
+def start_waiting(code=""):
+    """A process that has run `code`, and waits in C."""
+    ready = "print('ready', flush=True); wait_in_c()"
+    process = start_python(["-c", f"{START}{code}\n{ready}"])
     assert process.stdout.readline() == "ready\n"
-    for number in numbers:
-        process.send_signal(number)
-    return finish(process)
+    return process
+
+
+def start_of_two(code, grace):
+    """One of two processes, which runs `code` and leaves others `grace` seconds to say a word."""
+    setting = f'endings.GRACE_SECONDS = {grace}; endings.speak_as("[1 of 2] ")'
+    return start_python(["-c", f"{START}{setting}\n{code}"])
 
 
 @pytest.mark.parametrize(
     ("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 75), (signal.SIGINT, "Ctrl-C", 130)]
 )
 def test_a_signal_is_heeded_while_the_main_thread_is_in_c(number, name, code):
-    result = send(start(START + READY + "wait_in_c()"), number)
-    assert result == Result(code, "", STOPPED.format(name))
+    process = start_waiting()
+    process.send_signal(number)
+    assert finish(process) == Result(code, "", STOPPED.format(name))
 
 
 def test_in_the_loop_a_second_interrupt_is_heeded_too():
@@ -56,8 +53,7 @@ def test_in_the_loop_a_second_interrupt_is_heeded_too():
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
 """
-    process = start(START + loop + READY + "wait_in_c()")
-    assert process.stdout.readline() == "ready\n"
+    process = start_waiting(loop)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # the loop's to heed
         process.send_signal(number)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -82,7 +78,7 @@ ENDS = {  # code, what is said first, and the exit code without a signal
 
 @pytest.mark.parametrize(("code", "said", "exit_code"), ENDS.values(), ids=ENDS)
 def test_one_line_is_said_and_the_first_reason_counts(code, said, exit_code):
-    result = finish(start(OF_TWO + code))
+    result = finish(start_of_two(code, grace=0.5))
     (line,) = result.err.splitlines()
     assert line.startswith(said) and result.code == exit_code
 
@@ -90,7 +86,7 @@ def test_one_line_is_said_and_the_first_reason_counts(code, said, exit_code):
 @pytest.mark.parametrize(("code", "said", "exit_code"), ENDS.values(), ids=ENDS)
 def test_a_signal_that_follows_tells_that_it_was_no_fault(code, said, exit_code):
     """The others were stopped first; but what was refused stays refused."""
-    process = start(OF_TWO.replace("0.5", "30" if exit_code == 1 else "0.5") + code)
+    process = start_of_two(code, grace=30 if exit_code == 1 else 0.5)
     assert process.stderr.readline().startswith(said)
     process.terminate()
     expected = (75, "[1 of 2] " + STOPPED.format("SIGTERM")) if exit_code == 1 else (2, "")

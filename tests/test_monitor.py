@@ -12,6 +12,7 @@ from commands import REPOSITORY, assert_bit_identical, saved_arrays
 from etils import epath
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import hurry_classifier
 
 from sra_jax.errors import InputError
 from sra_jax.evaluation import history
@@ -27,15 +28,9 @@ PROBE = {"features": "probe", "reference": "embedded:digits", "fid_images": 70}
 SETTING = {"features": "probe", "reference": "embedded:digits", "images": 70}
 
 
-def hurry(patch):
-    """Has the classifier learn for 20 steps alone."""
-    patch.setattr("sra_jax.evaluation.classifier.STEPS", 20)
-    patch.setattr("sra_jax.evaluation.classifier.EPOCHS", 0)
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    hurry(monkeypatch)
+    hurry_classifier(monkeypatch, 20)
     monkeypatch.setattr("sra_jax.watcher.POLL_SECONDS", 0)
 
 
@@ -54,7 +49,7 @@ def digits(steps=4, **evaluation):
 def shown(tmp_path_factory):
     """A run that shows itself every second step."""
     with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
+        hurry_classifier(patch, 20)
         workdir = tmp_path_factory.mktemp("monitor") / "run"
         train(digits(grid_every=2, fid_every=2, **PROBE), str(workdir))
     return workdir
@@ -142,7 +137,7 @@ def test_a_measurement_that_a_signal_ends_is_made_when_the_run_goes_on(tmp_path,
     assert history.read(epath.Path(run)) == []
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["2"]
     monkeypatch.undo()
-    hurry(monkeypatch)
+    hurry_classifier(monkeypatch, 20)
     assert train(config, run) == 0
     assert [record["step"] for record in history.read(epath.Path(run))] == [2, 4]
 

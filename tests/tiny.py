@@ -45,6 +45,12 @@ def make_objective(config=TINY, method=METHOD, weight=0.2):
     return Objective(DiffusionTransformer(config), process, method, WeightSchedule(weight))
 
 
+def hurry_classifier(patch, steps):
+    """Has classifiers learn for so many steps alone; `patch` is a pytest.MonkeyPatch."""
+    patch.setattr("sra_jax.evaluation.classifier.STEPS", steps)
+    patch.setattr("sra_jax.evaluation.classifier.EPOCHS", 0)
+
+
 def make_batch(size=8, config=TINY, std=0.5):
     rng = np.random.default_rng(0)
     shape = (size, config.input_size, config.input_size, config.in_channels)

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from tiny import hurry_classifier
 
 from sra_jax.data.digits import load_digits
 from sra_jax.errors import InputError
@@ -42,8 +43,7 @@ def test_images_that_it_cannot_learn_are_refused(shape):
 
 def test_what_it_measures_ranks_sets(capsys, digits, monkeypatch, tmp_path):
     """Real digits are near the real ones, some classes alone and noise far."""
-    monkeypatch.setattr("sra_jax.evaluation.classifier.STEPS", 200)
-    monkeypatch.setattr("sra_jax.evaluation.classifier.EPOCHS", 0)
+    hurry_classifier(monkeypatch, 200)
     images, labels = digits
     noise = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
     few = labels < 3

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import REPOSITORY
 from PIL import Image
+from tiny import hurry_classifier
 
 from sra_jax import evaluator
 from sra_jax.errors import InputError
@@ -147,8 +148,7 @@ def test_few_images_are_warned_of(capsys, caplog, sets, tmp_path):
 
 
 def test_few_images_of_a_probe_are_not_compared_with_papers(capsys, caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr("sra_jax.evaluation.classifier.STEPS", 1)
-    monkeypatch.setattr("sra_jax.evaluation.classifier.EPOCHS", 0)
+    hurry_classifier(monkeypatch, 1)
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), np.uint8)
     path = str(tmp_path / "few.npz")
     np.savez(path, arr_0=images, labels=np.arange(20) % 2)

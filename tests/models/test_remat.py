@@ -14,11 +14,6 @@ from sra_jax.weights import to_torch
 
 
 @pytest.fixture(scope="module")
-def sit_inputs(sit):
-    return sit.params("student"), sit.images("fwd/x"), sit["fwd/t"], sit.jax("fwd/y", jnp.int32)
-
-
-@pytest.fixture(scope="module")
 def differentiated(sit, sit_inputs):
     """From changes of the golden config to prediction and features, of a whole pass and of one
     stopped at block 3, and to the gradient through both in PyTorch's layout."""

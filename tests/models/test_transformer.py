@@ -19,11 +19,6 @@ from sra_jax.weights import from_torch
 
 
 @pytest.fixture(scope="module")
-def sit_inputs(sit):
-    return sit.params("student"), sit.images("fwd/x"), sit["fwd/t"], sit.jax("fwd/y", jnp.int32)
-
-
-@pytest.fixture(scope="module")
 def dit_inputs(dit):
     t, labels = dit.jax("fwd/t", jnp.int32), dit.jax("fwd/y", jnp.int32)
     return dit.params("student"), dit.images("fwd/x"), t, labels
