@@ -5,8 +5,11 @@ CPU, on random weights: arrays in PyTorch's layout.
 """
 
 import json
+import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +32,17 @@ ROUNDING = 1e-6  # one float32 computation against the same in another order
 
 
 class Golden:
-    """The arrays of one file by key, and the model they belong to."""
+    """The arrays of one file by key, and the model they belong to.
 
-    def __init__(self, kind: str):
-        with np.load(DATA / f"{kind}.npz", allow_pickle=False) as arrays:
+    Args:
+      kind: "sit" or "dit".
+      file: the file to read; by default the one in `data/`.
+    """
+
+    def __init__(self, kind: str, file: Path | None = None):
+        with np.load(file or DATA / f"{kind}.npz", allow_pickle=False) as arrays:
             self._arrays = dict(arrays)
+        self._unread = set(self._arrays)
         self.meta = json.loads(str(self["meta"]))
         self.config = TransformerConfig(
             kind=kind,
@@ -47,12 +56,21 @@ class Golden:
         )
 
     def __getitem__(self, key: str) -> np.ndarray:
+        self._unread.discard(key)
         return self._arrays[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._arrays
+
+    @property
+    def unread(self) -> list[str]:
+        """The keys that nobody has asked for yet, sorted."""
+        return sorted(self._unread)
 
     def state_dict(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays below `prefix/`."""
         start = len(prefix) + 1
-        return {k[start:]: a for k, a in self._arrays.items() if k.startswith(prefix + "/")}
+        return {k[start:]: self[k] for k in self._arrays if k.startswith(prefix + "/")}
 
     def params(self, prefix: str):
         """Our parameters from the state dict below `prefix/`."""
@@ -97,6 +115,45 @@ def worst_error(actual: dict, expected: dict) -> tuple[float, str]:
     """The largest relative error over arrays of the same names, and its name."""
     assert set(actual) == set(expected)
     return max((relative_error(actual[name], expected[name]), name) for name in expected)
+
+
+class Comparison(NamedTuple):
+    """One quantity: norm of the difference over norm, and how large it may be."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def ratio(self) -> float:
+        """The error as a multiple of its tolerance; infinity if the error is not a number."""
+        return math.inf if math.isnan(self.error) else self.error / self.tolerance
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is a number within its tolerance."""
+        return self.error <= self.tolerance
+
+
+def compare(name: str, actual: Any, expected: Any, tolerance: float) -> Comparison:
+    """Compares two arrays; the error of an array of another shape is infinite."""
+    if np.shape(actual) != np.shape(expected):
+        return Comparison(name, math.inf, tolerance)
+    return Comparison(name, float(relative_error(actual, expected)), tolerance)
+
+
+def compare_worst(
+    prefix: str, actual: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float
+) -> Comparison:
+    """Compares the tensors of two state dicts, and returns the worst; one that is in only one of
+    them has an infinite error."""
+    each = [
+        compare(f"{prefix}/{key}", actual[key], expected[key], tolerance)
+        if key in actual and key in expected
+        else Comparison(f"{prefix}/{key}", math.inf, tolerance)
+        for key in sorted(actual.keys() | expected.keys())
+    ]
+    return max(each, key=lambda comparison: comparison.ratio)
 
 
 def random_state_dict(config: TransformerConfig, seed: int, head: bool) -> dict[str, np.ndarray]:
