@@ -2,6 +2,8 @@
 
 Parameters are float32; `dtype` is what the matrix products compute in. Layer-norm and softmax
 statistics are float32 whatever `dtype` is. Initialisation follows DiT (Peebles & Xie 2023, sec. 3).
+
+Named scopes change no number: they tell benchmarks/step_profile.py what an operation belongs to.
 """
 
 import flax.linen as nn
@@ -18,6 +20,7 @@ normal_002 = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros
 
 
+@jax.named_scope("layer_norm")
 def layer_norm(x: jax.Array) -> jax.Array:
     """Normalises the last axis of `x` [..., D]; no affine parameters; computed in float32."""
     x32 = x.astype(jnp.float32)
@@ -26,6 +29,7 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)).astype(x.dtype)
 
 
+@jax.named_scope("modulate")
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """Layer norm of `x` [B, N, D], then shifted and scaled by vectors [B, D]."""
     return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
@@ -94,7 +98,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         h = nn.Dense(self.hidden, kernel_init=xavier_uniform, dtype=self.dtype, name="fc1")(x)
-        h = {"gelu_tanh": nn.gelu, "silu": nn.silu}[self.activation](h)
+        with jax.named_scope("activation"):
+            h = {"gelu_tanh": nn.gelu, "silu": nn.silu}[self.activation](h)
         return nn.Dense(self.out, kernel_init=xavier_uniform, dtype=self.dtype, name="fc2")(h)
 
 

@@ -118,7 +118,8 @@ def make_train_step(
         grads, metrics = accumulate_gradients(
             loss, state.params, example, config.microbatches, objective.stride
         )
-        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        with jax.named_scope("grad_norm"):
+            metrics |= {"grad_norm": optax.tree.norm(grads)}
         new_state = apply_gradients(state, grads, optimizer, config.ema_decay)
         if not config.skip_nonfinite:
             return new_state, metrics
@@ -176,9 +177,11 @@ def apply_gradients(
     state: TrainState, grads: Any, optimizer: optax.GradientTransformation, ema_decay: float
 ) -> TrainState:
     """The optimiser's update, and after it the EMA's, over every parameter."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, state.ema, params)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("ema"):
+        ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, state.ema, params)
     return TrainState(state.step + 1, params, ema, opt_state)
 
 
