@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from published import transformer
+from published_models import transformer
 from safetensors.numpy import save_file
 
 from sra_jax.models.layers import position_table

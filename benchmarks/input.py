@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-from published import TrainJob, alignment, transformer
+from published_models import TrainJob, alignment, transformer
 from reader import write
 from timing import describe_machine, print_table, spread, take_turns
 

@@ -29,7 +29,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-from published import alignment, transformer
+from published_models import alignment, transformer
 from timing import print_table
 
 from sra_jax.forecast import EFFICIENCY, Roofline, make_roofline

@@ -14,7 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from published import process, transformer
+from published_models import process, transformer
 from timing import describe_machine, listed, print_table, ratio, spread, take_turns
 
 from sra_jax.models import DiffusionTransformer, init_params

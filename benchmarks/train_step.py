@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from published import TrainJob, alignment, compute_dtype, transformer
+from published_models import TrainJob, alignment, compute_dtype, transformer
 from timing import Spread, describe_machine, listed, print_table, ratio, spread, take_turns
 
 from sra_jax.hardware import GIB, chip_of

@@ -1,28 +1,39 @@
 """Published models with random weights, and their training steps, for the benchmarks to run.
 
+"tiny" is a model of no use in which everything can be tried on a CPU within seconds.
+
 Needs jax, flax and optax only.
 """
 
 import time
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sra_jax.hardware import compiler_options
 from sra_jax.models import DiffusionTransformer, TransformerConfig, parse_variant
+from sra_jax.models.variants import Size
 from sra_jax.processes import DDPM, Interpolant, Process
+from sra_jax.randomness import stream_key
 from sra_jax.sra import SRAConfig, WeightSchedule
 from sra_jax.training.flops import step_flops
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
-from sra_jax.training.state import init_state
+from sra_jax.training.state import TrainState, init_state
 from sra_jax.training.step import Batch, Metrics, Objective, StepConfig, make_train_step
+
+TINY = Size(depth=4, width=32, num_heads=2, sit_blocks=(1, 3), dit_blocks=(1, 3))
+
+
+def size_of(name: str) -> tuple[Size, int]:
+    """The size and the patch size of a model named as "XL/2", or "tiny"."""
+    return (TINY, 2) if name == "tiny" else parse_variant(name)
 
 
 def transformer(name: str, kind: str, side: int = 32, **computes) -> TransformerConfig:
     """The model of a published name as "XL/2", on latents of `side`; `computes` are its fields that
     say how it computes."""
-    size, patch = parse_variant(name)
+    size, patch = size_of(name)
     return TransformerConfig(
         kind=kind,
         input_size=side,
@@ -32,14 +43,13 @@ def transformer(name: str, kind: str, side: int = 32, **computes) -> Transformer
         depth=size.depth,
         num_heads=size.num_heads,
         num_classes=1000,
-        dtype=compute_dtype(),
-        **computes,
+        **{"dtype": compute_dtype()} | computes,
     )
 
 
 def alignment(name: str, kind: str, teacher_fraction: float = 1.0) -> SRAConfig:
     """The blocks that the paper aligns in that model."""
-    size, _ = parse_variant(name)
+    size, _ = size_of(name)
     blocks = {"sit": size.sit_blocks, "dit": size.dit_blocks}[kind]
     return SRAConfig(*blocks, teacher_fraction=teacher_fraction)
 
@@ -64,7 +74,12 @@ class TrainJob:
         weight = WeightSchedule(0.2)
         objective = Objective(DiffusionTransformer(config), process(config.kind), sra, weight)
         optimizer = make_optimizer(OptimizerConfig())
-        init = partial(init_state, objective.model, optimizer, 0, sra is not None)
+
+        def init() -> TrainState:
+            state = init_state(objective.model, optimizer, 0, sra is not None)
+            params = enliven(state.params)
+            return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+
         jitted = jax.jit(
             make_train_step(objective, optimizer, StepConfig()),
             donate_argnums=0,
@@ -88,6 +103,19 @@ class TrainJob:
         """One step, started."""
         self.state, metrics = self.step(self.state, batch)
         return metrics
+
+
+def enliven(params: Any) -> Any:
+    """`params` with normal weights of deviation 0.02 where a fresh model has zeros (modulation and
+    output): a GPU multiplies zeros faster, so a fresh model would run faster than a trained one."""
+
+    def draw(path, weights):
+        layers = [entry.key for entry in path]
+        if layers[-1] != "kernel" or layers[-2] not in ("modulation", "linear"):
+            return weights
+        return 0.02 * jax.random.normal(stream_key(0, "/".join(layers)), weights.shape)
+
+    return jax.tree_util.tree_map_with_path(draw, params)
 
 
 def random_batch(config: TransformerConfig, size: int) -> Batch:
