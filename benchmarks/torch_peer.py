@@ -1,0 +1,223 @@
+"""How fast SiT + SRA trains and samples: ours, and PyTorch's.
+
+  python benchmarks/torch_peer.py --device=cpu
+  python benchmarks/torch_peer.py --device=cpu --release=../SRA
+  python benchmarks/torch_peer.py --device=cuda --contests=train --contestants=blocks,eager
+
+Contestants: `ours`; SiT in plain PyTorch as torch_sit.py has it, `eager`, compiled block by block
+(`blocks`) or in one graph (`whole`); and the method's authors' own code (`release`, from the clone
+that --release names; it needs timm). SiT at 256 pixels with random weights, bfloat16 on a GPU,
+float32 on a CPU. Sampling is guided by 1.8 in [0, 0.7]; "sde" is the paper's sampler.
+
+The contest `check` comes first: do PyTorch and ours compute the same on the same weights, in
+float32? If not, the script ends with exit code 1, after the other contests. On a CPU the
+contestants take turns. On a GPU each runs by itself, as their states do not fit beside each other.
+There `ours` and PyTorch want processes of their own, as neither gives memory back to the other
+(gpu.py does that). Takes 15 minutes on two cores.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from contestants import Contestant, Work, make_contestant
+from records import Clock, Record, Table, add_flags, start
+from timing import describe_machine, listed, ratio, seconds, spread, take_turns
+
+CONTESTS = ("check", "train", "sde", "heun")
+CONTESTANTS = ("ours", "blocks", "eager", "release", "whole")
+COLUMNS = (
+    "contest",
+    "contestant",
+    "model",
+    "batch",
+    "steps",
+    "seconds",
+    "least",
+    "most",
+    "images_per_second",
+    "tflops",
+    "gib",
+    "first_seconds",
+    "time_over_ours",
+    "refused",
+)
+SHORTEST = 5  # seconds that any contestant takes at the least
+
+
+def main() -> None:
+    """Prints each row as soon as it is known."""
+    options = parse_options()
+    record, clock = start(options)
+    machine = f"{describe_machine()}; {describe_torch()}"
+    record.note(**{f"machine of {', '.join(options.contestants)}": machine})
+    print(machine, flush=True)
+    problem = None
+    if "check" in options.contests:
+        problem = check("tiny" if options.tiny else "S/2", options.device, record)
+    table = record.table("peers", COLUMNS)
+    for contest in CONTESTS[1:]:
+        if contest in options.contests:
+            compete(make_work(contest, options), options, record, table, clock)
+    sys.exit(problem)
+
+
+def parse_options() -> argparse.Namespace:
+    """The flags; lists are separated by commas."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), help="default: what JAX, or PyTorch alone, runs on")
+    add("--contests", type=listed(str), default=["check", "train", "sde"], help=", ".join(CONTESTS))
+    add("--contestants", type=listed(str), default=list(CONTESTANTS), help=", ".join(CONTESTANTS))
+    add("--release", type=Path, metavar="FOLDER", help="clone of the authors' code")
+    add("--model", help="default: B/2 on a CPU, XL/2 on a GPU")
+    add("--batch", type=int, help="default: 4 on a CPU, 64 on a GPU")
+    add("--repeats", type=int, help="timings, whose median is shown; default: 5, or 3 on a GPU")
+    add_flags(parser)
+    options = parser.parse_args()
+    for name, known in (("contests", CONTESTS), ("contestants", CONTESTANTS)):
+        if unknown := set(getattr(options, name)) - set(known):
+            parser.error(f"--{name}: unknown {', '.join(unknown)}, expected {', '.join(known)}")
+    if options.release is None:
+        options.contestants = [name for name in options.contestants if name != "release"]
+    elif not (options.release / "SiT-SRA" / "train.py").is_file():
+        parser.error(
+            f"--release={options.release} has no SiT-SRA/train.py, expected a clone of SRA"
+        )
+    here = find_device("ours" in options.contestants or "check" in options.contests)
+    options.device = options.device or here
+    if options.device != here:
+        parser.error(f"--device={options.device}, but the contestants run on {here}")
+    on_cpu = options.device == "cpu"
+    options.model = "tiny" if options.tiny else options.model or ("B/2" if on_cpu else "XL/2")
+    options.batch = options.batch or (4 if on_cpu else 64)
+    options.repeats = options.repeats or (1 if options.tiny else 5 if on_cpu else 3)
+    return options
+
+
+def check(model: str, device: str, record: Record) -> str | None:
+    """Compares PyTorch with ours; says what is wrong, if anything is."""
+    try:
+        from peer_check import find_disagreement
+    except ImportError as error:
+        return f"error: cannot compare with PyTorch: {error}"
+    return find_disagreement(model, device, record)
+
+
+def find_device(jax_takes_part: bool) -> str:
+    """The device of JAX if that takes part, otherwise the device of PyTorch: "cpu" or "cuda"."""
+    if jax_takes_part:
+        return {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    try:
+        import torch
+    except ImportError as error:
+        sys.exit(f"error: nobody can take part without PyTorch: {error}")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def describe_torch() -> str:
+    """PyTorch's version, threads and device."""
+    try:
+        import torch
+    except ImportError:
+        return "no PyTorch"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads"
+
+
+def make_work(contest: str, options: argparse.Namespace) -> Work:
+    """Steps of one timing: few on a CPU, the paper's samplers on a GPU."""
+    on_cpu = options.device == "cpu"
+    steps = {"train": 1, "sde": 10, "heun": 5} if on_cpu else {"train": 10, "sde": 250, "heun": 50}
+    side = 8 if options.tiny else 32
+    return Work(contest, options.model, side, options.batch, steps[contest], options.device)
+
+
+def compete(
+    work: Work, options: argparse.Namespace, record: Record, table: Table, clock: Clock
+) -> None:
+    """Adds a row for each contestant; the row of one that fails says why."""
+    turns = work.device == "cpu"
+    ours = [row for row in record.rows("peers", options.part) if is_ours(row, work)]
+    entered: dict[str, Contestant] = {}
+    for name in [name for name in CONTESTANTS if name in options.contestants]:
+        try:
+            if clock.left < SHORTEST:
+                raise TimeoutError("no time left")
+            contestant = make_contestant(name, work, options.release)
+            first = contestant.compile_seconds + seconds(contestant.call)
+            contestant = contestant._replace(compile_seconds=first)
+            if turns:
+                entered[name] = contestant
+                continue
+            times = take_turns({name: contestant.call}, options.repeats)[name]
+        except Exception as error:  # a package is missing, or memory does not suffice
+            reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+            add_row(table, work, name, refused=reason[:100])
+        else:
+            add_row(table, work, name, contestant, times, time_over_ours(name, {name: times}, ours))
+        contestant = None
+        free_memory()
+    calls = {name: contestant.call for name, contestant in entered.items()}
+    times = take_turns(calls, options.repeats) if calls else {}
+    for name, contestant in entered.items():
+        over = time_over_ours(name, times, ours)
+        add_row(table, work, name, contestant, times[name], over)
+
+
+def time_over_ours(
+    name: str, times: dict[str, list[float]], earlier: list[dict[str, Any]]
+) -> float | None:
+    """Time over that of ours: round by round if ours is among `times`, otherwise over the median of
+    its row `earlier` in this part; None without either."""
+    if "ours" in times:
+        return ratio(times[name], times["ours"])
+    return statistics.median(times[name]) / earlier[-1]["seconds"] if earlier else None
+
+
+def is_ours(row: dict[str, Any], work: Work) -> bool:
+    """Whether `row` is what ours took for the same work."""
+    same = (work.contest, work.model, work.batch, "ours")
+    found = tuple(row.get(key) for key in ("contest", "model", "batch", "contestant"))
+    return found == same and "seconds" in row
+
+
+def add_row(
+    table: Table,
+    work: Work,
+    name: str,
+    contestant: Contestant | None = None,
+    times: list[float] = (),
+    over: float | None = None,
+    refused: str | None = None,
+) -> None:
+    """Adds what `times`, in seconds, say of a contestant; or why it was refused."""
+    row = {"contest": work.contest, "contestant": name, "model": work.model, "batch": work.batch}
+    row |= {"steps": work.steps, "refused": refused}
+    if contestant is not None:
+        took = spread(times)
+        row |= {"seconds": took.median, "least": took.least, "most": took.most}
+        row |= {"images_per_second": work.images / took.median}
+        row |= {"tflops": work.flops / took.median / 1e12, "gib": contestant.gib()}
+        row |= {"first_seconds": contestant.compile_seconds, "time_over_ours": over}
+    table.add(**row)
+
+
+def free_memory() -> None:
+    """Returns to the device what a contestant took of it."""
+    gc.collect()
+    if "torch" in sys.modules:
+        import torch
+
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
