@@ -1,0 +1,180 @@
+"""The speed of the train step on an accelerator, the most telling settings first.
+
+  python benchmarks/gpu_train.py [--seconds=150]
+
+SiT-XL/2 + SRA, SiT-XL/2 and SiT-B/2 + SRA at 256 pixels, in bfloat16: images/s, TFLOP/s of useful
+operations, their share of the rate at which this device multiplies large matrices, and memory by
+XLA's account, state included. A batch that does not fit is refused in its row. With --seconds no
+row is begun that would not be done in time, so the list goes as far as it can; a machine that still
+holds what was compiled before gets further. train_step.py measures any other setting.
+"""
+
+import argparse
+import itertools
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from published_models import TrainJob, compute_dtype
+from records import Clock, Record, Table, add_flags, start
+from timing import Spread, describe_machine, seconds, spread, take_turns
+from train_step import Method, Setting, make_job, matmul_rate, run
+
+from sra_jax.hardware import GIB, chip_of
+from sra_jax.models.transformer import ATTENTION
+
+COLUMNS = (
+    "model",
+    "method",
+    "aligned",
+    "batch",
+    "attention",
+    "remat",
+    "ms",
+    "least_ms",
+    "most_ms",
+    "images_per_second",
+    "tflops",
+    "of_matmul",
+    "mfu",
+    "gib",
+    "compile_seconds",
+    "refused",
+)
+COST_COLUMNS = (*COLUMNS[:6], "time_over_plain", "operations_over_plain")
+
+
+class Line(NamedTuple):
+    """One row to measure."""
+
+    setting: Setting
+    method: Method
+
+
+SRA, HALF, PLAIN = Method("sit+sra"), Method("sit+sra", 0.5), Method("sit")
+TIMING_SECONDS = 0.7  # of one timing at the least, but for a step that takes longer
+REPEATS = 3
+
+
+def main() -> None:
+    """Prints each row as soon as it is known."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_flags(parser)
+    options = parser.parse_args()
+    record, clock = start(options)
+    record.note(machine=describe_machine())
+    print(describe_machine(), flush=True)
+    matmul = matmul_rate()
+    record.note(matmul_tflops=matmul / 1e12)
+    print(f"large matrices: {matmul / 1e12:,.4g} TFLOP/s in {compute_dtype()}", flush=True)
+    measure(lines(options.tiny), 8 if options.tiny else 32, matmul, record, clock)
+
+
+def lines(tiny: bool) -> list[Line]:
+    """The rows, the most telling first: the headline, SRA's overhead, then what else changes it."""
+    if tiny:
+        tried = (("tiny", 4, "none", SRA), ("tiny", 4, "none", PLAIN), ("tiny", 8, "dots", HALF))
+        return [Line(Setting(model, n, remat, "xla", 1), each) for model, n, remat, each in tried]
+
+    def line(model: str, batch: int, method: Method, attention="cudnn", remat="none") -> Line:
+        return Line(Setting(model, batch, remat, attention, 1), method)
+
+    first = [line("XL/2", 64, method) for method in (SRA, PLAIN, HALF)]
+    first += [line("B/2", 256, method) for method in (SRA, PLAIN)]
+    first += [line("XL/2", 64, SRA, attention="xla"), line("XL/2", 64, SRA, remat="dots")]
+    first += [line("XL/2", 128, SRA), line("XL/2", 256, SRA), line("XL/2", 256, SRA, remat="dots")]
+    grid = itertools.product((64, 128, 256, 32), (SRA, PLAIN), ATTENTION[::-1], ("none", "dots"))
+    rest = [line("XL/2", *fields) for fields in grid]
+    rest += [line("B/2", batch, SRA, attention) for attention in ATTENTION for batch in (64, 128)]
+    return list(dict.fromkeys(first + rest))
+
+
+def measure(lines: list[Line], side: int, matmul: float, record: Record, clock: Clock) -> None:
+    """Adds a row for each line, as far as the time goes, and what SRA costs as soon as its row and
+    that of the plain model are known."""
+    steps, costs = record.table("steps", COLUMNS), record.table("cost of SRA", COST_COLUMNS)
+    known: dict[Line, tuple[float, int]] = {}  # seconds and operations of a step
+    refused: list[Line] = []
+    longest = 0.0
+    for line in lines:
+        if any(is_smaller(other, line) for other in refused):
+            continue
+        before = clock.left
+        if before < 1.2 * longest:
+            print("\nthe time is up; the other rows were not begun", flush=True)
+            return
+        row = describe(line)
+        try:
+            job = make_job(line.setting, line.method, side)
+            step = time_step(job)
+        except jax.errors.JaxRuntimeError as error:  # for want of memory, or of cuDNN
+            refused.append(line)
+            steps.add(**row, refused=str(error).strip().splitlines()[0][:100])
+        else:
+            steps.add(**row, **found(job, step, line.setting.batch, matmul))
+            known[line] = step.median, job.flops
+            add_costs(costs, line, known)
+        job = None  # returns its memory before the next one takes as much
+        longest = max(longest, before - clock.left)
+
+
+def time_step(job: TrainJob) -> Spread:
+    """Seconds of a step: median, least and most."""
+    run(job, 1)
+    once = seconds(partial(run, job, 1))
+    steps = max(1, round(TIMING_SECONDS / once))
+    times = take_turns({"steps": partial(run, job, steps)}, REPEATS)["steps"]
+    return spread(times).scaled(1 / steps)
+
+
+def describe(line: Line) -> dict[str, Any]:
+    """The columns that say what a row is of."""
+    setting, method = line
+    return {
+        "model": setting.model,
+        "method": method.name,
+        "aligned": method.teacher_fraction if "+" in method.name else None,
+        "batch": setting.batch,
+        "attention": setting.attention,
+        "remat": setting.remat,
+    }
+
+
+def found(job: TrainJob, step: Spread, batch: int, matmul: float) -> dict[str, Any]:
+    """The columns that say what was measured."""
+    rate, chip = job.flops / step.median, chip_of(jax.devices()[0])
+    return {
+        "ms": 1e3 * step.median,
+        "least_ms": 1e3 * step.least,
+        "most_ms": 1e3 * step.most,
+        "images_per_second": batch / step.median,
+        "tflops": rate / 1e12,
+        "of_matmul": rate / matmul,
+        "mfu": rate / chip.flops if chip else None,
+        "gib": job.memory / GIB,
+        "compile_seconds": job.compile_seconds,
+    }
+
+
+def add_costs(table: Table, line: Line, known: dict[Line, tuple[float, int]]) -> None:
+    """Adds what SRA costs in the setting of `line`, which was measured last."""
+    plain = Line(line.setting, PLAIN)
+    if plain not in known:
+        return
+    aligned = [SRA, HALF] if line == plain else [line.method]
+    for method in aligned:
+        if (other := Line(line.setting, method)) in known:
+            time, flops = (a / b for a, b in zip(known[other], known[plain], strict=True))
+            table.add(**describe(other), time_over_plain=time, operations_over_plain=flops)
+
+
+def is_smaller(other: Line, line: Line) -> bool:
+    """Whether `other` differs from `line` by a smaller batch alone, or not at all."""
+    same = other.setting._replace(batch=0) == line.setting._replace(batch=0)
+    return same and other.method == line.method and other.setting.batch <= line.setting.batch
+
+
+if __name__ == "__main__":
+    main()

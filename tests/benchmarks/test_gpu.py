@@ -1,0 +1,186 @@
+"""`benchmarks/gpu.sh` in miniature, where only what a bare GPU machine has can be imported."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu
+import gpu_train
+import jax
+import pytest
+from records import Clock, Record, read_calls, write_calls
+from train_step import make_job
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
+MISSING = ("array_record", "clu", "grain", "ml_collections", "orbax", "tensorflow_datasets")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """From names of packages to an environment in which they, too, cannot be imported."""
+
+    def environment(*names):
+        folder = tmp_path_factory.mktemp("missing")
+        for name in (*MISSING, *names):
+            folder.joinpath(f"{name}.py").write_text(f"raise ImportError('no {name} here')")
+        return os.environ | {"PYTHONPATH": str(folder), "PYTHON": sys.executable}
+
+    return environment
+
+
+def run(environment, *flags):
+    command = ["bash", SCRIPT, *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_parts_that_fail_say_so_and_the_next_one_starts(bare, tmp_path):
+    result = run(bare("torch"), "--tiny", "--parts=peer,train", f"--out={tmp_path}")
+    assert result.returncode == 1
+    (call,) = json.loads((tmp_path / "gpu.json").read_text())["calls"]
+    assert call["parts"]["train"]["outcome"] == "done"
+    rows = call["parts"]["train"]["tables"]["steps"]
+    assert [(row["method"], row["batch"]) for row in rows] == [
+        ("sit+sra", 4),
+        ("sit", 4),
+        ("sit+sra", 8),
+    ]
+    assert all(row["images_per_second"] > 0 for row in rows)
+    (cost,) = call["parts"]["train"]["tables"]["cost of SRA"]
+    assert cost["time_over_plain"] == pytest.approx(rows[0]["ms"] / rows[1]["ms"])
+    assert call["parts"]["train"]["matmul_tflops"] > 0
+    assert "no torch here" in call["parts"]["peer"]["outcome"]
+    peers = call["parts"]["peer"]["tables"]["peers"]
+    assert [row["contestant"] for row in peers] == ["ours"]  # which PyTorch's absence does not stop
+    # The parts come in the script's order; the rows are printed too.
+    assert result.stdout.index("## train") < result.stdout.index("## peer")
+    assert "| tiny | sit+sra | 1 | 4 |" in result.stdout
+
+
+@pytest.mark.slow
+def test_everything_is_tried_on_a_cpu_within_two_minutes(bare, tmp_path):
+    began = time.perf_counter()
+    parts = ",".join(gpu.PARTS)
+    result = run(bare(), "--tiny", f"--parts={parts}", f"--out={tmp_path}", "--minutes=4")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (call,) = read_calls(tmp_path / "gpu.json")
+    assert {name: part["outcome"] for name, part in call["parts"].items()} == dict.fromkeys(
+        gpu.PARTS, "done"
+    )
+    assert time.perf_counter() - began < 120
+    peers = call["parts"]["peer"]["tables"]["peers"]
+    assert {row["contestant"] for row in peers} == {"ours", "blocks", "eager", "whole"}
+    assert not any(row["refused"] for row in peers)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--parts=trian"], "unknown 'trian', expected of check, train"),
+        ([], "--out=FOLDER says where the numbers go"),
+        (["--minutes=0"], "--minutes=0, expected a number above 0"),
+        (["--peer=/nowhere"], "--peer=/nowhere has no SiT-SRA/train.py"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(bare, tmp_path, flags, message):
+    out = [f"--out={tmp_path}"] if flags else []
+    environment = {name: value for name, value in bare().items() if name != "OUT"}
+    result = run(environment, *flags, *out)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_a_file_of_something_else_is_refused_and_kept(bare, tmp_path):
+    tmp_path.joinpath("gpu.json").write_text("{}")
+    result = run(bare(), "--tiny", "--parts=train", f"--out={tmp_path}")
+    assert result.returncode == 2
+    assert "gpu.json is not a record of calls; move it away" in result.stderr
+    assert tmp_path.joinpath("gpu.json").read_text() == "{}"
+
+
+def test_a_script_that_takes_too_long_is_killed_with_all_that_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "BENCHMARKS", tmp_path)
+    child = tmp_path / "child"
+    tmp_path.joinpath("slow.py").write_text(
+        "import subprocess, time\n"
+        "process = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(child)!r}, 'w').write(str(process.pid))\n"
+        "time.sleep(60)\n"
+    )
+    assert gpu.run_script("slow.py", [], 2, dict(os.environ)) == gpu.LATE
+    time.sleep(0.2)
+    state = Path(f"/proc/{child.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_a_script_that_fails_is_told_with_its_last_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "BENCHMARKS", tmp_path)
+    tmp_path.joinpath("wrong.py").write_text("raise SystemExit('first line\\nlast line')")
+    assert gpu.run_script("wrong.py", [], 30, dict(os.environ)) == "wrong.py (1): last line"
+    tmp_path.joinpath("right.py").write_text("")
+    assert gpu.run_script("right.py", [], 30, dict(os.environ)) == gpu.DONE
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path, capsys):
+    file = tmp_path / "gpu.json"
+    write_calls(file, [{"parts": {"old": {}}}, {"parts": {}}])
+    record = Record(file, "train")
+    steps, costs = (record.table(name, ("model", "ms")) for name in ("steps", "costs"))
+    for table, row in ((steps, {"ms": 1 / 3}), (costs, {"model": "B/2"}), (steps, {"ms": 12345.6})):
+        table.add(**row)
+        assert read_calls(file)[-1]["parts"]["train"]["tables"][table.name][-1] == row
+    assert read_calls(file)[0] == {"parts": {"old": {}}}
+    assert record.rows("steps", "train") == [{"ms": 1 / 3}, {"ms": 12345.6}]
+    assert record.rows("steps", "peer") == []
+    printed = capsys.readouterr().out
+    assert printed.count("| model | ms |") == 3  # again after rows of another table
+    assert "|  | 0.3333 |" in printed and "|  | 12,346 |" in printed
+    with pytest.raises(ValueError, match="table steps has no column seconds"):
+        steps.add(seconds=1)
+
+
+def test_what_does_not_fit_is_refused_once_and_not_tried_larger(monkeypatch):
+    """A GPU without room, played by `make_job`; what does fit is measured for real."""
+    tried = []
+
+    def refuse_large(setting, method, side):
+        tried.append(setting.batch)
+        if setting.batch > 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
+        return make_job(setting, method, side)
+
+    monkeypatch.setattr(gpu_train, "make_job", refuse_large)
+    monkeypatch.setattr(gpu_train, "TIMING_SECONDS", 0.01)
+    settings = [gpu_train.Setting("tiny", batch, "none", "xla", 1) for batch in (4, 8, 16)]
+    record = Record()
+    rows = []
+    monkeypatch.setattr(record, "write", lambda table, row: rows.append(row))
+    lines = [gpu_train.Line(setting, gpu_train.PLAIN) for setting in settings]
+    gpu_train.measure(lines, 8, 1e12, record, Clock())
+    assert tried == [4, 8]
+    assert rows[0]["images_per_second"] > 0 and "refused" not in rows[0]
+    assert rows[1]["refused"] == "RESOURCE_EXHAUSTED: out of memory"
+
+
+def test_no_row_is_begun_that_would_not_be_done_in_time(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_train, "TIMING_SECONDS", 0.01)
+    rows, record = [], Record()
+    monkeypatch.setattr(record, "write", lambda table, row: rows.append(row))
+    first, second, *_ = gpu_train.lines(tiny=True)
+    gpu_train.measure([second, first], 8, 1e12, record, Clock(0.5))
+    assert len(rows) == 1
+    assert "the time is up" in capsys.readouterr().out
+
+
+def test_the_headline_comes_first_and_every_setting_once():
+    lines = gpu_train.lines(tiny=False)
+    first = lines[0]
+    assert (first.setting.model, first.method) == ("XL/2", gpu_train.SRA)
+    assert len(set(lines)) == len(lines)
+    settings = [line.setting for line in lines]
+    assert {setting.batch for setting in settings} == {32, 64, 128, 256}
+    assert {(s.attention, s.remat) for s in settings} == {
+        (attention, remat) for attention in ("cudnn", "xla") for remat in ("none", "dots")
+    }
