@@ -2,123 +2,98 @@
 
   nice -n 10 taskset -c 0 python benchmarks/learning.py --out=runs/learning
   python benchmarks/learning.py --out=runs/learning --data=shapes_long --seeds=0
+  python benchmarks/learning.py --out=runs/gpu --data=shapes_long --variants=sit,paper --seconds=90
 
-Trains every variant of the method from every seed, small models on small sets, and measures them on
-the way: Fréchet distance to real images in the features of a classifier trained on the set, and the
-share of samples that it finds to be of the class asked for (500 or 1000 of the EMA, unguided, by
-Heun's method); at the end linear probes by block. A run's results are a file in --out; run again
-after an interruption, the script makes only the runs that are missing, then prints the tables and
-draws the curves of all there are (--report: only that).
+The script trains every variant of the method from every seed, small models on small sets, seed by
+seed. On the way it measures samples of the EMA: their Fréchet distance to real images, in the
+features of a classifier trained on the set, and the share that the classifier finds to be of the
+class asked for. At the end it fits linear probes to the features of each block.
 
-Runs of one seed start from the same parameters and see the same batches, noise and times: they are
-to be compared in pairs. SiT alone goes on after the common number of steps, for as long as a step
-with alignment takes longer, measured in turns before.
+The results of a run are a file in --out. Started again after an interruption, the script makes only
+the missing runs. Then it prints the tables and draws the curves of all runs (--report does only
+that). With --seconds the seeds have no end: runs are made as long as another one fits.
+
+Runs of one seed have the same first parameters, batches, noise and times, so they are compared in
+pairs. Plain SiT makes more steps: as many more as a step with alignment takes longer, so that both
+train for the same time. The script times both kinds of step in turns before the first run.
+
+The script needs jax, flax, optax and numpy. The digits also need scikit-learn, and the curves need
+matplotlib.
 """
 
 import argparse
-import dataclasses
-import importlib.util
+import functools
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from learning_report import report
+from learning_bench import Bench, real_images
+from learning_recipes import SETTINGS, TINY, VARIANTS, Setting, make_recipe
+from learning_report import compare_pairs, ends_of, read_runs, report
+from learning_train import Trainer, time_steps
+from records import Clock, Record, add_flags, start
+from timing import describe_machine
 
-from sra_jax.codecs import PixelCodec
-from sra_jax.data.digits import load_digits
-from sra_jax.data.embedded import EMBEDDED, ensure_embedded
-from sra_jax.data.latents import LatentSource, open_latents
-from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.data.shapes import TRAINING, draw_shapes
-from sra_jax.evaluation.classifier import train_classifier
-from sra_jax.evaluation.statistics import fit_gaussian, frechet_distance
-from sra_jax.experiment import Experiment
 from sra_jax.files import replacing
-from sra_jax.parallel import make_mesh
-from sra_jax.program import TrainProgram, make_program
 from sra_jax.progress import format_seconds
-from sra_jax.randomness import stream_key
-from sra_jax.sampling.generate import make_sampler, sample_chunks
-from sra_jax.sampling.guidance import Guidance
-from sra_jax.sampling.solvers import make_steps
-from sra_jax.sra import WeightSchedule
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-TIMED_STEPS = 80
-PROBE_TIME = 0.3
-# What each variant changes in the config's section sra.
-VARIANTS = {
-    "sit": lambda sra: {"weight": 0.0},
-    "paper": lambda sra: {},
-    "same_block": lambda sra: {"teacher_block": sra["student_block"]},
-    "no_gap": lambda sra: {"gap_max": 0.0},
-    "no_head": lambda sra: {"head": False},
-    "weight_0.1": lambda sra: {"weight": 0.1},
-    "weight_0.3": lambda sra: {"weight": 0.3},
-    "weight_0.4": lambda sra: {"weight": 0.4},
-    "fraction_0.5": lambda sra: {"teacher_fraction": 0.5},
-    "decay": lambda sra: {},  # of the weight: see `make_experiment`
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """The size of the runs on the data set of configs/`data`.py.
-
-    Measured are `samples` images every `every` steps; probes are fitted to `fitted` images and
-    tested on `tested` others. `classifier_steps` trains the classifier that measures.
-    """
-
-    name: str
-    data: str
-    steps: int
-    every: int
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    samples: int = 1000
-    solver_steps: int = 16
-    fitted: int = 1200
-    tested: int = 597
-    classifier_steps: int = 1000
-    changes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-
-
-SHAPES = Setting(
-    name="shapes",
-    data="shapes",
-    steps=2000,
-    every=500,
-    samples=500,
-    fitted=4000,
-    tested=1000,
-    classifier_steps=3000,
+SEEDS = (0, 1, 2)
+# Train steps in one dispatch. More would not be faster, and timing them would take longer.
+CPU_CHUNK, ACCELERATOR_CHUNK = 10, 50
+FACTS = ("data", "sit_ms", "paper_ms", "time_ratio", "floor", "accuracy")
+RUNS = (
+    "data",
+    "variant",
+    "seed",
+    "steps",
+    "frechet",
+    "agreement",
+    "loss",
+    "probe_first",
+    "probe_best",
+    "ms_a_step",
+    "seconds",
 )
-LONG_SHAPES = dataclasses.replace(
-    SHAPES, name="shapes_long", steps=6000, every=1000, variants=("sit", "paper")
-)
-SETTINGS = {
-    setting.name: setting
-    for setting in (Setting("digits", "digits", steps=1000, every=250), SHAPES, LONG_SHAPES)
-}
+PAIRED = ("data", "compared", "measure", "mean", "least", "most", "seeds")
 
 
-class Images(NamedTuple):
-    """Images uint8 [N, H, W, C] and labels int32 [N]."""
+class Run(NamedTuple):
+    """One run to make; its results are written to `path`."""
 
-    images: np.ndarray
-    labels: np.ndarray
-
-    def rows(self, first: int, last: int) -> "Images":
-        return Images(self.images[first:last], self.labels[first:last])
+    setting: Setting
+    variant: str
+    seed: int
+    path: Path
 
 
 def main() -> None:
     """Makes the missing runs, and reports on all."""
+    options = parse_options()
+    record, clock = start(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = [TINY] if options.tiny else [SETTINGS[name] for name in options.data]
+    if not options.report:
+        record.note(machine=describe_machine())
+        runs = missing_runs(settings, options.variants, options.seeds, options.out)
+        make_runs(runs, options.out, record, clock)
+    for setting in settings:
+        report(setting.name, options.out)
+    paired = record.table("paired", PAIRED)
+    for setting in settings:
+        for row in compare_pairs(read_runs(setting.name, options.out)):
+            paired.add(data=setting.name, **row)
+
+
+def parse_options() -> argparse.Namespace:
+    """The command's options; `seeds` may be endless."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -126,245 +101,123 @@ def main() -> None:
     for name, known in (("data", SETTINGS), ("variants", VARIANTS)):
         default, parse = ",".join(known), _list_of(known)
         parser.add_argument(f"--{name}", type=parse, default=default, help="default: %(default)s")
-    parser.add_argument("--seeds", type=_integers, default="0,1,2", help="default: %(default)s")
+    parser.add_argument(
+        "--seeds", type=_integers, help="default: 0,1,2; with --seconds as many as fit"
+    )
     parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
+    add_flags(parser)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    if not options.report:
-        # The main question first, on both sets.
-        main_variants = [v for v in options.variants if v in ("sit", "paper")]
-        others = [v for v in options.variants if v not in main_variants]
-        for variants in (main_variants, others):
-            for name in options.data:
-                setting = SETTINGS[name]
-                made = [v for v in variants if v in setting.variants]
-                run_all(setting, made, options.seeds, options.out)
-    for name in options.data:
-        report(name, options.out)
+    if options.seeds is None:
+        endless = options.seconds is not None and not options.tiny
+        options.seeds = itertools.count() if endless else SEEDS[:2] if options.tiny else SEEDS
+    return options
 
 
-def run_all(setting: Setting, variants: list[str], seeds: list[int], out: Path) -> None:
-    """Makes the runs of `variants` x `seeds` whose results are not in `out` yet."""
-    missing = [
-        (variant, seed, path)
-        for seed, variant in itertools.product(seeds, variants)
-        if not (path := out / f"{setting.name}-{variant}-{seed}.json").exists()
-    ]
-    if not missing:
-        return
-    data = ensure_embedded(f"embedded:{setting.data}", out / "data")
-    source, bench = open_latents(data), Bench(setting)
-    common = out / f"{setting.name}.json"
-    if not common.exists():
-        write_json(common, bench.facts | time_steps(setting, source))
-    ratio = json.loads(common.read_text())["time_ratio"]
-    for number, (variant, seed, path) in enumerate(missing, start=1):
-        print(f"{setting.name}: run {number} of {len(missing)}, {variant}, seed {seed}", flush=True)
-        last = setting.steps if variant != "sit" else round(setting.steps * max(ratio, 1))
-        write_json(path, run(setting, source, bench, variant, seed, last))
+def missing_runs(
+    settings: list[Setting], variants: list[str], seeds: Iterable[int], out: Path
+) -> Iterator[Run]:
+    """The runs whose results are not in `out` yet, seed by seed."""
+    wanted = [(s, v) for s in settings for v in variants if v in s.variants]
+    for seed in seeds if wanted else ():
+        for setting, variant in wanted:
+            path = out / f"{setting.name}-{variant}-{seed}.json"
+            if not path.exists():
+                yield Run(setting, variant, seed, path)
 
 
-def run(
-    setting: Setting, source: LatentSource, bench: "Bench", variant: str, seed: int, last: int
-) -> dict[str, Any]:
-    """Trains `variant` from `seed` for `last` steps; what was measured, plain values."""
-    experiment = make_experiment(setting, variant, seed)
-    program = make_program(experiment, source.spec, one_device(experiment))
-    step, state = compile_step(program), program.init()
-    wanted = {*range(setting.every, setting.steps + 1, setting.every), setting.steps, last}
-    points, probe, losses = [], {}, []
-    began = time.perf_counter()
-    reader = feed(experiment, source)
-    for done in range(1, last + 1):
-        state, metrics = step(state, next(reader))
-        losses.append(metrics["generation"])
-        if done in wanted:
+def make_runs(runs: Iterable[Run], out: Path, record: Record, clock: Clock) -> None:
+    """Makes `runs` until one might take longer than the clock has left."""
+    studies: dict[str, Study] = {}
+    facts, table = record.table("facts", FACTS), record.table("runs", RUNS)
+    taken = []
+    for run in runs:
+        # The first run compiles programs that later runs share.
+        slowest = max(taken[1:] or taken, default=0.0)
+        if taken and (left := clock.left) < slowest:
+            _tell(f"stopped: {left:.0f} s left, a run takes {slowest:.0f} s")
+            return
+        name = run.setting.name
+        if name not in studies:
+            studies[name] = Study(run.setting, out)
+            facts.add(data=name, **studies[name].facts)
+        _tell(f"{name}: {run.variant}, seed {run.seed}")
+        began = time.perf_counter()
+        found = studies[name].make(run.variant, run.seed)
+        write_json(run.path, found)
+        taken.append(time.perf_counter() - began)
+        for end, row in ends_of(found).items():
+            row |= {"ms_a_step": found["ms_a_step"], "seconds": taken[-1]}
+            table.add(data=name, variant=run.variant, seed=run.seed, steps=end, **row)
+
+
+class Study:
+    """What the runs of one setting share: the data on the device, programs and measurements.
+
+    Attributes:
+      facts: those of `Bench`, and the milliseconds of a step. An earlier call's facts are read from
+        `out`, so that all runs of plain SiT there have the same length.
+    """
+
+    def __init__(self, setting: Setting, out: Path):
+        self._setting = setting
+        most = CPU_CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+        self._chunk = setting.dispatched(most)
+        real = real_images(setting)
+        self._data = jnp.asarray(real.training.images), jnp.asarray(real.training.labels)
+        # Compiles the programs of both while the classifier trains.
+        with ThreadPoolExecutor() as pool:
+            trainers = {name: pool.submit(self.trainer, name) for name in ("sit", "paper")}
+            self._bench = Bench(setting, real)
+        common = out / f"{setting.name}.json"
+        if not common.exists():
+            trainers = {name: trainer.result() for name, trainer in trainers.items()}
+            sit, paper = time_steps(trainers, setting.timed).values()
+            steps = {"sit_ms": sit, "paper_ms": paper, "time_ratio": paper / sit}
+            write_json(common, self._bench.facts | steps)
+        self.facts = json.loads(common.read_text())
+
+    @functools.cache  # noqa: B019 - a study lives as long as the script
+    def trainer(self, variant: str) -> Trainer:
+        """The compiled program of a variant."""
+        recipe = make_recipe(self._setting, variant, jax.default_backend())
+        return Trainer(recipe, *self._data, self._chunk)
+
+    def make(self, variant: str, seed: int) -> dict[str, Any]:
+        """Trains `variant` from `seed`. Returns what was measured, as plain values."""
+        setting, trainer = self._setting, self.trainer(variant)
+        last = setting.steps
+        if variant == "sit":  # whole dispatches
+            longer = setting.steps * max(self.facts["time_ratio"], 1)
+            last = self._chunk * round(longer / self._chunk)
+        wanted = sorted({*range(setting.every, setting.steps, setting.every), setting.steps, last})
+        state = jax.block_until_ready(trainer.init(seed))
+        points, probe, done, training = [], {}, 0, 0.0
+        began = time.perf_counter()
+        for end in wanted:
+            resumed, losses = time.perf_counter(), []
+            for _ in range(done, end, self._chunk):
+                state, found = trainer.advance(state, seed)
+                losses.append(found)
             loss = float(np.mean(jax.device_get(losses)))  # since the last point
-            points.append({"step": done, "loss": loss} | bench.score(state.ema))
-            losses.clear()
+            done, training = end, training + time.perf_counter() - resumed
+            points.append({"step": done, "loss": loss} | self._bench.score(state.ema))
             left = format_seconds((time.perf_counter() - began) / done * (last - done))
             told = "  ".join(f"{name} {value:.4g}" for name, value in points[-1].items())
-            print(f"  {told}  {left} left", flush=True)
-        if done in (setting.steps, last):
-            probe[str(done)] = bench.probe(state.ema)
-    reader.close()
-    return {"points": points, "probe": probe}
-
-
-class Bench:
-    """What all runs on a data set share: real images, a classifier of them, a sampler.
-
-    `facts` says how well real images score: `floor` is the Fréchet distance of as many real images
-    as there are samples, `accuracy` the share of them that the classifier knows.
-    """
-
-    def __init__(self, setting: Setting):
-        experiment = make_experiment(setting, "sit", seed=0)
-        self._experiment, self._setting = experiment, setting
-        training, reference, fresh = real_images(setting)
-        self._classifier = train_classifier(
-            *training, experiment.data.num_classes, setting.classifier_steps
-        )
-        network = self._classifier.network
-        self._pool = jax.jit(lambda params, x: network.apply({"params": params}, x).pool)
-        self._real = fit_gaussian(self._features(reference.images))
-        self._probed = fresh.rows(0, setting.fitted + setting.tested)
-
-        known = float(np.mean(self._classifier.predict(fresh.images) == fresh.labels))
-        half = fit_gaussian(self._features(fresh.images[: setting.samples]))
-        base = self._real
-        if setting.data == "digits":  # no other images: one half against the other
-            parts = np.array_split(self._features(fresh.images), 2)
-            half, base = fit_gaussian(parts[0]), fit_gaussian(parts[1])
-        self.facts = {"floor": frechet_distance(half, base), "accuracy": known}
-
-        model = experiment.objective(one_device(experiment)).model
-        steps = make_steps(experiment.process, "heun", setting.solver_steps)
-        self._sampler = make_sampler(model, experiment.process, steps, Guidance(1.0))
-        self._tap = jax.jit(self._pooled_features)
-        self._model = model
-
-    def score(self, params: Any) -> dict[str, float]:
-        """Fréchet distance and class agreement of samples of the model with `params`."""
-        setting, classes = self._setting, self._experiment.data.num_classes
-        labels = np.arange(setting.samples, dtype=np.int32) % classes
-        params = {name: value for name, value in params.items() if name != "head"}
-        chunk = min(250, setting.samples)
-        chunks = range(-(-setting.samples // chunk))
-        drawn = sample_chunks(
-            self._sampler, params, labels, 0, chunk, chunks, jax.local_devices()[:1]
-        )
-        images = to_pixels(np.concatenate([latents for _, latents in drawn])[: setting.samples])
-        return {
-            "frechet": frechet_distance(fit_gaussian(self._features(images)), self._real),
-            "agreement": float(np.mean(self._classifier.predict(images) == labels)),
-        }
-
-    def probe(self, params: Any) -> list[float]:
-        """Accuracy of a logistic regression on each block's features, averaged over tokens, at
-        t = 0.3 and without a label."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        params = {name: value for name, value in params.items() if name != "head"}
-        images, labels = self._probed
-        parts = range(0, len(images), 256)
-        features = np.concatenate(
-            [np.asarray(self._tap(params, images[i : i + 256], i)) for i in parts], axis=1
-        )
-        split = self._setting.fitted
-        accuracies = []
-        for block in features:
-            classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-            classifier.fit(block[:split], labels[:split])
-            accuracies.append(float(classifier.score(block[split:], labels[split:])))
-        return accuracies
-
-    def _pooled_features(self, params: Any, images: jax.Array, first: jax.Array) -> jax.Array:
-        """Features [depth, B, D] of images uint8 [B, H, W, C], of which `first` is the first."""
-        x = images.astype(jnp.float32) / 127.5 - 1
-        noise = jax.random.normal(stream_key(0, "learning probe", first), x.shape)
-        t = jnp.full(len(x), PROBE_TIME)
-        null = jnp.full(len(x), self._experiment.data.num_classes, jnp.int32)
-        x_t = self._experiment.process.corrupt(x, noise, t)
-        features = self._model.apply({"params": params}, x_t, t, null, taps="all").features
-        return jnp.stack([features[k].mean(1) for k in sorted(features)])
-
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        """The classifier's pool features [N, 64] of `images` uint8 [N, H, W, C]."""
-        parts = [images[i : i + 500] for i in range(0, len(images), 500)]
-        return np.concatenate([self._pool(self._classifier.params, part) for part in parts])
-
-
-def real_images(setting: Setting) -> tuple[Images, Images, Images]:
-    """The training set, the reference, and images for a floor and the probes, shuffled.
-
-    Of shapes, neither of the last two was trained on. There are no other digits than the 1797, and
-    all three are those.
-    """
-    training = Images(*EMBEDDED[f"embedded:{setting.data}"].load())
-    if setting.data == "digits":
-        images, labels = load_digits()
-        order = np.random.default_rng(0).permutation(len(images))
-        return training, training, Images(images[order], labels[order])
-    reference_end = TRAINING + 5000
-    fresh = max(setting.samples, setting.fitted + setting.tested)
-    return (
-        training,
-        Images(*draw_shapes(TRAINING, reference_end)),
-        Images(*draw_shapes(reference_end, reference_end + fresh)),
-    )
-
-
-def make_experiment(setting: Setting, variant: str, seed: int) -> Experiment:
-    """The experiment of the setting's config, changed as `variant` says."""
-    path = CONFIGS / f"{setting.data}.py"
-    spec = importlib.util.spec_from_file_location(f"config_{setting.data}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config().to_dict()
-    for section, changes in setting.changes.items():
-        config[section].update(changes)
-    config["sra"].update(VARIANTS[variant](config["sra"]))
-    config["train"]["seed"] = seed
-    experiment = Experiment.from_dict(config)
-    if variant == "decay":
-        # The released code's: constant for 150 of 800 epochs, then a tenth every 1000.
-        epoch = setting.steps / 800
-        weight = WeightSchedule(0.2, 1, round(150 * epoch), round(1000 * epoch))
-        experiment = dataclasses.replace(experiment, weight=weight)
-    return experiment
-
-
-def time_steps(setting: Setting, source: LatentSource) -> dict[str, float]:
-    """Milliseconds of a step of SiT and of the paper's variant, taken in turns, and their ratio.
-
-    By the clock of this process's work, which stands still while others have the core, and the
-    least of all steps, as others disturb the caches too.
-    """
-    running, taken = {}, {"sit": [], "paper": []}
-    for variant in taken:
-        experiment = make_experiment(setting, variant, seed=0)
-        program = make_program(experiment, source.spec, one_device(experiment))
-        reader = feed(experiment, source)
-        running[variant] = (compile_step(program), program.init(), next(reader))
-        reader.close()
-    for _ in range(TIMED_STEPS):
-        for variant, (step, state, batch) in running.items():
-            began = time.process_time()
-            state, metrics = step(state, batch)
-            jax.block_until_ready((state, metrics))
-            taken[variant].append(1e3 * (time.process_time() - began))
-            running[variant] = (step, state, batch)
-    sit, paper = (min(times) for times in taken.values())
-    return {"sit_ms": sit, "paper_ms": paper, "time_ratio": paper / sit}
-
-
-def one_device(experiment: Experiment) -> jax.sharding.Mesh:
-    """The mesh of the first device: what is compared here needs no more."""
-    return make_mesh(experiment.mesh, jax.devices()[:1])
-
-
-def compile_step(program: TrainProgram) -> jax.stages.Compiled:
-    return program.step.lower(program.state, program.batch).compile()
-
-
-def feed(experiment: Experiment, source: LatentSource) -> Iterator[dict[str, jax.Array]]:
-    """The run's batches, on the device."""
-    settings = experiment.train
-    return prefetch(batches(source, settings.batch_size, settings.seed, 0), jax.device_put)
-
-
-def to_pixels(latents: np.ndarray) -> np.ndarray:
-    """Latents of the pixel codec -> uint8."""
-    return PixelCodec().decode(latents)
+            _tell(f"  {told}  {left} left")
+            if done in (setting.steps, last):
+                probe[str(done)] = self._bench.probe(state.ema)
+        return {"points": points, "probe": probe, "ms_a_step": 1e3 * training / last}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes `value` so that `path` appears whole or not at all."""
     with replacing(path) as scratch:
         scratch.write_text(json.dumps(value, indent=1))
+
+
+def _tell(line: str) -> None:
+    """Prints progress, apart from the tables on the standard output."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _integers(text: str) -> list[int]:

@@ -1,6 +1,7 @@
-"""Tables and curves of what benchmarks/learning.py has measured."""
+"""Tables and curves of the results of benchmarks/learning.py."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ def report(name: str, out: Path) -> None:
     )
     print(quality_table(runs, steps), probe_table(runs, steps), sep="\n\n")
     picture = out / f"learning_{name}.png"
-    draw_curves(picture, name, runs, steps, facts)
-    print(f"\ncurves: {picture}")
+    try:
+        draw_curves(picture, name, runs, steps, facts)
+    except ImportError:
+        print("\nno curves: they need matplotlib")
+    else:
+        print(f"\ncurves: {picture}")
 
 
 def read_runs(name: str, out: Path) -> Runs:
@@ -51,8 +56,49 @@ def read_runs(name: str, out: Path) -> Runs:
 
 
 def common_steps(runs: Runs) -> int:
-    """Steps that all variants have made; SiT alone goes on."""
+    """Steps that all variants have made. Plain SiT makes more."""
     return min(run["points"][-1]["step"] for seeds in runs.values() for run in seeds.values())
+
+
+def compare_pairs(runs: Runs) -> Iterator[dict[str, Any]]:
+    """SiT + SRA minus SiT of the same seed, at equal steps and at equal time.
+
+    Yields a row for each measure: its mean, least and most over the seeds that have both runs.
+    """
+    both = [runs.get(variant, {}) for variant in ("sit", "paper")]
+    seeds = sorted(both[0].keys() & both[1].keys())
+    if not seeds:
+        return
+    steps = common_steps({"sit": both[0], "paper": both[1]})
+    ends = {seed: (steps, both[0][seed]["points"][-1]["step"]) for seed in seeds}
+    for number, compared in enumerate(("equal steps", "equal time")):
+        pairs = [
+            (_measures(both[1][seed], steps), _measures(both[0][seed], ends[seed][number]))
+            for seed in seeds
+        ]
+        for measure in pairs[0][0]:
+            found = [paper[measure] - sit[measure] for paper, sit in pairs]
+            yield {
+                "compared": compared,
+                "measure": measure,
+                "mean": float(np.mean(found)),
+                "least": min(found),
+                "most": max(found),
+                "seeds": len(found),
+            }
+
+
+def ends_of(run: dict[str, Any]) -> dict[int, dict[str, float]]:
+    """Measurements of a run after the common steps and, for plain SiT, also after its last step."""
+    return {int(end): _measures(run, int(end)) for end in run["probe"]}
+
+
+def _measures(run: dict[str, Any], end: int) -> dict[str, float]:
+    """What was measured after step `end`, by name."""
+    (point,) = (point for point in run["points"] if point["step"] == end)
+    blocks = run["probe"][str(end)]
+    measures = {name: point[name] for name in ("frechet", "agreement", "loss")}
+    return measures | {"probe_first": blocks[0], "probe_best": max(blocks)}
 
 
 def quality_table(runs: Runs, steps: int) -> str:

@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from sra_jax.codecs.sd_vae import AutoencoderKL, SDVAECodec, VAEConfig
 from sra_jax.errors import InputError
@@ -77,6 +75,10 @@ def load_sd_vae(
     Raises:
         InputError: there is no path or no such file, a file is damaged, or it holds another model.
     """
+    # Imported here, so that codecs without weights need jax and flax only.
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     weights, described = _find_files(path)
     config = config_from_diffusers(_read_json(described))
     given = {"scale": scale, "shift": shift}
