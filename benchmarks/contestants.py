@@ -158,6 +158,7 @@ def _released(work: Work, folder: Path | None) -> Contestant:
     with _torch_device(work):
         release = Release(folder, work.config(), work.sra, dtype=_dtype(work))
     moments, labels = _torch_batch(work)
+    z = moments[:, : moments.shape[1] // 2].float()
 
     def train():
         for _ in range(work.steps):
@@ -166,7 +167,7 @@ def _released(work: Work, folder: Path | None) -> Contestant:
 
     def sample():
         interval = (GUIDANCE.low, GUIDANCE.high)
-        release.sample(moments, labels, work.contest, work.steps, GUIDANCE.scale, interval)
+        release.sample(z, labels, work.contest, work.steps, GUIDANCE.scale, interval)
         _wait(work)
 
     return Contestant(train if work.contest == "train" else sample, partial(_torch_gib, work))

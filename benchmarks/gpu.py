@@ -19,9 +19,10 @@ FOLDER/gpu.json, as soon as it is known, so a call that is cut short has lost no
 fails says so, and the next one starts. Exit code: 0 if every part was done or ran out of time, 1 if
 one failed.
 
-FOLDER/cache keeps what XLA, its autotuner and PyTorch have compiled: name the same FOLDER again and
-a call gets further. A second call adds to gpu.json. Needs jax, flax, optax and numpy; PyTorch for
-the parts peer and sample.
+FOLDER/cache keeps what XLA, its autotuner and PyTorch have compiled, so a second call with the same
+FOLDER gets further; it adds to gpu.json. If FOLDER is emptied between calls, set
+JAX_COMPILATION_CACHE_DIR to one that is not. Needs jax, flax, optax and numpy; PyTorch for the
+parts peer and sample.
 """
 
 import argparse
