@@ -13,16 +13,16 @@ Parts, in this order:
   learn    SiT against SiT + SRA on the drawn shapes, seed by seed
   profile  where the time of one step goes; only if --parts names it
 
-Each part has a share of the time. What it has not begun by then it leaves, and at its end it is
-killed; time that it does not use goes to the parts after it. Every row is printed, and added to
-FOLDER/gpu.json, as soon as it is known, so a call that is cut short has lost nothing. A part that
-fails says so, and the next one starts. Exit code: 0 if every part was done or ran out of time, 1 if
+Each part has a share of the time. It begins nothing that would take longer, and it is killed when
+its share is over. Time that a part leaves goes to the next ones. Every row is printed and added to
+FOLDER/gpu.json as soon as it is known, so a call that is cut short loses nothing. If a part fails,
+it says so, and the next one starts. Exit code: 0 if every part was done or ran out of time, 1 if
 one failed.
 
-FOLDER/cache keeps what XLA, its autotuner and PyTorch have compiled, so a second call with the same
-FOLDER gets further; it adds to gpu.json. If FOLDER is emptied between calls, set
-JAX_COMPILATION_CACHE_DIR to one that is not. Needs jax, flax, optax and numpy; PyTorch for the
-parts peer and sample.
+FOLDER/cache keeps what XLA, its autotuner and PyTorch have compiled. A second call with the same
+FOLDER therefore gets further; it adds to gpu.json. If FOLDER is emptied between calls, set
+JAX_COMPILATION_CACHE_DIR to a folder that is not. Needs jax, flax, optax and numpy; the parts peer
+and sample need PyTorch too.
 """
 
 import argparse
@@ -110,7 +110,8 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", default=",".join(DEFAULT_PARTS), help="default: %(default)s")
     add("--minutes", type=float, default=8, help="of the whole call; default: %(default)s")
-    add("--out", type=Path, default=os.environ.get("OUT"), metavar="FOLDER", help="default: $OUT")
+    out = os.environ.get("OUT")
+    add("--out", type=Path, default=out, metavar="FOLDER", help="default: $OUT")
     add("--tiny", action="store_true", help="the smallest sizes, to try it on a CPU")
     add("--peer", type=Path, metavar="FOLDER", help="a clone of github.com/vvvvvjdy/SRA")
     options = parser.parse_args()
@@ -119,7 +120,7 @@ def parse_options() -> argparse.Namespace:
         parser.error(f"--parts: unknown {unknown[0]!r}, expected of {', '.join(PARTS)}")
     options.parts = [name for name in PARTS if name in named]
     if not options.out:
-        parser.error("--out=FOLDER says where the numbers go; it is needed where $OUT is not set")
+        parser.error("--out=FOLDER says where the numbers go; it is needed, as $OUT is not set")
     if not 0 < options.minutes < float("inf"):
         parser.error(f"--minutes={options.minutes:g}, expected a number above 0")
     if options.peer and not (options.peer / "SiT-SRA" / "train.py").is_file():
@@ -161,7 +162,8 @@ def run_part(name: str, seconds: float, file: Path, options: argparse.Namespace)
 
 
 def environment(command: str, options: argparse.Namespace) -> dict[str, str]:
-    """What a script finds in its environment beside what is there already."""
+    """The environment of a script: where it finds the package and the caches, and what memory JAX
+    may take."""
     cache = options.out.resolve() / "cache"
     xla = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache / "xla"))
     paths = [str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")]

@@ -30,6 +30,7 @@ COLUMNS = (
     "batch",
     "attention",
     "remat",
+    "options",
     "ms",
     "least_ms",
     "most_ms",
@@ -41,17 +42,22 @@ COLUMNS = (
     "compile_seconds",
     "refused",
 )
-COST_COLUMNS = (*COLUMNS[:6], "time_over_plain", "operations_over_plain")
+COST_COLUMNS = (*COLUMNS[:7], "time_over_plain", "operations_over_plain")
 
 
 class Line(NamedTuple):
-    """One row to measure."""
+    """One row to measure; `options` are more of XLA's than training gives it."""
 
     setting: Setting
     method: Method
+    options: tuple[tuple[str, str], ...] = ()
 
 
 SRA, HALF, PLAIN = Method("sit+sra"), Method("sit+sra", 0.5), Method("sit")
+# XLA fuses a product with the slice of the scan's buffer that takes its result. If the result is
+# also used at once, the product is computed twice (RESULTS.md, On a GPU).
+NO_SLICE_FUSION = (("xla_gpu_enable_dynamic_slice_fusion", "False"),)
+
 TIMING_SECONDS = 0.7  # of one timing at the least, but for a step that takes longer
 REPEATS = 3
 
@@ -75,13 +81,13 @@ def main() -> None:
 def lines(tiny: bool) -> list[Line]:
     """The rows, the most telling first: the headline, SRA's overhead, then what else changes it."""
     if tiny:
-        tried = (("tiny", 4, "none", SRA), ("tiny", 4, "none", PLAIN), ("tiny", 8, "dots", HALF))
-        return [Line(Setting(model, n, remat, "xla", 1), each) for model, n, remat, each in tried]
+        return [Line(Setting("tiny", 4, "none", "xla", 1), method) for method in (SRA, PLAIN)]
 
-    def line(model: str, batch: int, method: Method, attention="cudnn", remat="none") -> Line:
-        return Line(Setting(model, batch, remat, attention, 1), method)
+    def line(model, batch, method, attention="cudnn", remat="none", options=()) -> Line:
+        return Line(Setting(model, batch, remat, attention, 1), method, options)
 
-    first = [line("XL/2", 64, method) for method in (SRA, PLAIN, HALF)]
+    first = [line("XL/2", 64, SRA), line("XL/2", 64, SRA, options=NO_SLICE_FUSION)]
+    first += [line("XL/2", 64, method) for method in (PLAIN, HALF)]
     first += [line("B/2", 256, method) for method in (SRA, PLAIN)]
     first += [line("XL/2", 64, SRA, attention="xla"), line("XL/2", 64, SRA, remat="dots")]
     first += [line("XL/2", 128, SRA), line("XL/2", 256, SRA), line("XL/2", 256, SRA, remat="dots")]
@@ -107,7 +113,7 @@ def measure(lines: list[Line], side: int, matmul: float, record: Record, clock: 
             return
         row = describe(line)
         try:
-            job = make_job(line.setting, line.method, side)
+            job = make_job(line.setting, line.method, side, dict(line.options))
             step = time_step(job)
         except jax.errors.JaxRuntimeError as error:  # for want of memory, or of cuDNN
             refused.append(line)
@@ -131,7 +137,7 @@ def time_step(job: TrainJob) -> Spread:
 
 def describe(line: Line) -> dict[str, Any]:
     """The columns that say what a row is of."""
-    setting, method = line
+    setting, method, options = line
     return {
         "model": setting.model,
         "method": method.name,
@@ -139,6 +145,7 @@ def describe(line: Line) -> dict[str, Any]:
         "batch": setting.batch,
         "attention": setting.attention,
         "remat": setting.remat,
+        "options": " ".join(f"{name}={value}" for name, value in options) or None,
     }
 
 
@@ -160,20 +167,20 @@ def found(job: TrainJob, step: Spread, batch: int, matmul: float) -> dict[str, A
 
 def add_costs(table: Table, line: Line, known: dict[Line, tuple[float, int]]) -> None:
     """Adds what SRA costs in the setting of `line`, which was measured last."""
-    plain = Line(line.setting, PLAIN)
+    plain = line._replace(method=PLAIN)
     if plain not in known:
         return
     aligned = [SRA, HALF] if line == plain else [line.method]
     for method in aligned:
-        if (other := Line(line.setting, method)) in known:
+        if (other := line._replace(method=method)) in known:
             time, flops = (a / b for a, b in zip(known[other], known[plain], strict=True))
             table.add(**describe(other), time_over_plain=time, operations_over_plain=flops)
 
 
 def is_smaller(other: Line, line: Line) -> bool:
     """Whether `other` differs from `line` by a smaller batch alone, or not at all."""
-    same = other.setting._replace(batch=0) == line.setting._replace(batch=0)
-    return same and other.method == line.method and other.setting.batch <= line.setting.batch
+    of_one_batch = (each._replace(setting=each.setting._replace(batch=0)) for each in (other, line))
+    return len(set(of_one_batch)) == 1 and other.setting.batch <= line.setting.batch
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Needs jax, flax and optax only.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -67,10 +68,16 @@ class TrainJob:
     """A compiled step, with a state and a batch of its own on the device.
 
     `memory` is XLA's account of a step in bytes, state included; `flops` the operations of a step
-    that the method needs.
+    that the method needs. `options` are given to XLA beside those of `compiler_options`.
     """
 
-    def __init__(self, config: TransformerConfig, sra: SRAConfig | None, batch_size: int):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        sra: SRAConfig | None,
+        batch_size: int,
+        options: Mapping[str, str] | None = None,
+    ):
         weight = WeightSchedule(0.2)
         objective = Objective(DiffusionTransformer(config), process(config.kind), sra, weight)
         optimizer = make_optimizer(OptimizerConfig())
@@ -83,7 +90,7 @@ class TrainJob:
         jitted = jax.jit(
             make_train_step(objective, optimizer, StepConfig()),
             donate_argnums=0,
-            compiler_options=compiler_options(jax.default_backend()),
+            compiler_options=compiler_options(jax.default_backend()) | dict(options or {}),
         )
         self.batch = random_batch(config, batch_size)
         began = time.perf_counter()

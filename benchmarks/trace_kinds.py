@@ -35,6 +35,12 @@ MOVES |= {"copy", "copy-start", "copy-done", "transpose", "reshape", "broadcast"
 MOVES |= {"slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "reverse", "iota"}
 MOVES |= {"reduce-precision"}
 
+# Operations that hold others, and the attribute that says which.
+CALLS = {"fusion": "calls", "fusion-start": "calls", "async-start": "calls", "call": "to_apply"}
+
+# A reduction of such a name adds up the parts of a product that XLA split.
+PRODUCT_NAMES = r"/(dot_general|transpose)$"
+
 # Kernels that the program does not know are sorted by their names; the first pattern counts.
 NAMES = {
     ATTENTION: r"fmha|flash|sdpa|attention|softmax",
@@ -99,7 +105,8 @@ def classify(text: str) -> dict[str, Op]:
     """The instructions of a compiled program, `jax.stages.Compiled.as_text()`, by name.
 
     A fusion that holds a matrix product counts as one. One that only moves values is a copy.
-    Another has the kind of most of the values that it computes.
+    Another has the kind of most of the values that it computes; sums of the parts of a split
+    product are values of that product.
 
     Raises:
       ValueError: the text is not that of a program.
@@ -239,13 +246,16 @@ def _judge(computations, computation, instruction: Instruction) -> tuple[str, st
         if re.search(r"fmha|flash|attention", target, re.IGNORECASE):
             return ATTENTION, op_name
         if _is_product(leaf, target):
+            op_name = op_name or _operand_name(computation, instruction)
             return _kind_of_product(op_name), op_name
         size = _size(inside, leaf)
         if leaf.op in MOVES:
             moves = moves or size > 1 or leaf is instruction
         elif size > 1:  # single numbers are mostly positions of slices
-            weights[_scope(op_name)] += size
-            deciding.setdefault(_scope(op_name), op_name)
+            sums_parts = leaf.op == "reduce" and re.search(PRODUCT_NAMES, op_name)
+            kind = _kind_of_product(op_name) if sums_parts else _scope(op_name)
+            weights[kind] += size
+            deciding.setdefault(kind, op_name)
     if re.search(r"gemm|cutlass|__cudnn\$fusion", instruction.attribute(r"backend_config=(.*)")):
         return _kind_of_product(own), own
     if weights:
@@ -257,7 +267,7 @@ def _judge(computations, computation, instruction: Instruction) -> tuple[str, st
 def _leaves(computations, computation, instruction: Instruction):
     """(computation, instruction) of all that a fusion, call or async operation holds, or of a
     single instruction."""
-    key = {"fusion": "calls", "async-start": "calls", "call": "to_apply"}.get(instruction.op)
+    key = CALLS.get(instruction.op)
     inner = [name for name in instruction.called(key) if name in computations] if key else []
     if not inner:
         yield computation, instruction
@@ -288,6 +298,13 @@ def _size(computation: Mapping[str, Instruction], instruction: Instruction) -> i
 def _op_name(instruction: Instruction) -> str:
     """The JAX operation that asked for it; XLA joins several by semicolons."""
     return instruction.attribute(r'op_name="([^"]*)"').partition(";")[0]
+
+
+def _operand_name(computation: Mapping[str, Instruction], instruction: Instruction) -> str:
+    """The first name among the operands: XLA:GPU drops that of some products when it rewrites them
+    for cuBLAS."""
+    operands = (computation[name] for name in instruction.operands if name in computation)
+    return next(filter(None, map(_op_name, operands)), "")
 
 
 def _scope(op_name: str) -> str:

@@ -16,7 +16,7 @@ one step, state included. Takes 5 minutes as it stands on two cores; on a GPU ha
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -110,8 +110,10 @@ def methods(options: argparse.Namespace) -> list[Method]:
     )
 
 
-def make_job(setting: Setting, method: Method, side: int) -> TrainJob:
-    """Compiles one line's step, on latents of `side`."""
+def make_job(
+    setting: Setting, method: Method, side: int, options: Mapping[str, str] | None = None
+) -> TrainJob:
+    """Compiles one line's step, on latents of `side`; `options` are more of XLA's."""
     kind, plus, _ = method.name.partition("+")
     config = transformer(
         setting.model,
@@ -122,7 +124,7 @@ def make_job(setting: Setting, method: Method, side: int) -> TrainJob:
         scan_unroll=setting.unroll,
     )
     sra = alignment(setting.model, kind, method.teacher_fraction) if plus else None
-    return TrainJob(config, sra, setting.batch)
+    return TrainJob(config, sra, setting.batch, options)
 
 
 def run(job: TrainJob, steps: int) -> None:

@@ -45,7 +45,6 @@ def test_parts_that_fail_say_so_and_the_next_one_starts(bare, tmp_path):
     assert [(row["method"], row["batch"]) for row in rows] == [
         ("sit+sra", 4),
         ("sit", 4),
-        ("sit+sra", 8),
     ]
     assert all(row["images_per_second"] > 0 for row in rows)
     (cost,) = call["parts"]["train"]["tables"]["cost of SRA"]
@@ -145,11 +144,11 @@ def test_what_does_not_fit_is_refused_once_and_not_tried_larger(monkeypatch):
     """A GPU without room, played by `make_job`; what does fit is measured for real."""
     tried = []
 
-    def refuse_large(setting, method, side):
+    def refuse_large(setting, method, side, options):
         tried.append(setting.batch)
         if setting.batch > 4:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
-        return make_job(setting, method, side)
+        return make_job(setting, method, side, options)
 
     monkeypatch.setattr(gpu_train, "make_job", refuse_large)
     monkeypatch.setattr(gpu_train, "TIMING_SECONDS", 0.01)
@@ -168,7 +167,7 @@ def test_no_row_is_begun_that_would_not_be_done_in_time(monkeypatch, capsys):
     monkeypatch.setattr(gpu_train, "TIMING_SECONDS", 0.01)
     rows, record = [], Record()
     monkeypatch.setattr(record, "write", lambda table, row: rows.append(row))
-    first, second, *_ = gpu_train.lines(tiny=True)
+    first, second = gpu_train.lines(tiny=True)
     gpu_train.measure([second, first], 8, 1e12, record, Clock(0.5))
     assert len(rows) == 1
     assert "the time is up" in capsys.readouterr().out

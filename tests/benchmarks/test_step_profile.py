@@ -56,6 +56,29 @@ HloModule jit_train_step, is_scheduled=true, entry_computation_layout={()->f32[]
   ROOT %bmm = bf16[16,16]{1,0} dot(%p.7, %p.7), lhs_contracting_dims={1}, rhs_contracting_dims={1}, metadata={op_name="PRE/block/attention/vmap(BTNH,BSNH->BNTS)/dot_general"}
 }
 
+%stored (p.10: bf16[4,16,32], p.11: bf16[16,32]) -> bf16[4,16,32] {
+  %p.10 = bf16[4,16,32]{2,1,0} parameter(0)
+  %p.11 = bf16[16,32]{1,0} parameter(1)
+  %row = bf16[1,16,32]{2,1,0} bitcast(%p.11)
+  ROOT %update = bf16[4,16,32]{2,1,0} dynamic-update-slice(%p.10, %row, %zero, %zero, %zero), metadata={op_name="PRE/jit(dynamic_update_index_in_dim)/dynamic_update_slice"}
+}
+
+%stored_product (p.12: bf16[16,16], p.13: bf16[16,16]) -> (bf16[4,16,16], s8[4194304]) {
+  %p.12 = bf16[16,16]{1,0} parameter(0)
+  %p.13 = bf16[16,16]{1,0} parameter(1)
+  %custom-call.85 = (bf16[16,16]{1,0}, s8[4194304]{0}) custom-call(%p.12, %p.13), custom_call_target="__cublas$lt$matmul"
+  %product = bf16[16,16]{1,0} get-tuple-element(%custom-call.85), index=0
+  %stack = bf16[4,16,16]{2,1,0} dynamic-update-slice(%p.12, %product, %zero, %zero, %zero)
+  ROOT %result = (bf16[4,16,16]{2,1,0}, s8[4194304]{0}) tuple(%stack, %product)
+}
+
+%split_sum (p.14: f32[8,32,128]) -> f32[4,32,128] {
+  %p.14 = f32[8,32,128]{2,1,0} parameter(0)
+  %sum = f32[32,128]{1,0} reduce(%p.14, %zero), dimensions={0}, to_apply=%add, metadata={op_name="PRE/block/mlp/fc1/transpose"}
+  %rounded = bf16[32,128]{1,0} convert(%sum), metadata={op_name="PRE/block/mlp/fc1/convert_element_type"}
+  ROOT %whole = f32[4,32,128]{2,1,0} dynamic-update-slice(%p.14, %rounded, %zero, %zero, %zero)
+}
+
 %condition (p.8: (s32[])) -> pred[] {
   %p.8 = (s32[]) parameter(0)
   ROOT %less = pred[] constant(true)
@@ -70,6 +93,11 @@ HloModule jit_train_step, is_scheduled=true, entry_computation_layout={()->f32[]
   %input_transpose_fusion = bf16[128,32]{1,0} fusion(%w), kind=kInput, calls=%fused_cast
   %gemm_fusion_dot.4 = bf16[128,128]{1,0} fusion(%x), kind=kCustom, calls=%triton, backend_config={"fusion_backend_config":{"kind":"__triton_nested_gemm_fusion"}}
   %gemm_fusion_dot.5 = bf16[16,16]{1,0} fusion(%x), kind=kCustom, calls=%scores, backend_config={"fusion_backend_config":{"kind":"__triton_gemm"}}
+  %keys = bf16[16,16]{1,0} bitcast(%x), metadata={op_name="PRE/block/attention/squeeze"}
+  %custom-call.9 = (f32[16,16]{1,0}, s8[4194304]{0}) custom-call(%x, %keys), custom_call_target="__cublas$lt$matmul", metadata={scheduling_name="custom-call.9"}
+  %dynamic_slice_fusion = (bf16[4,16,16]{2,1,0}, s8[4194304]{0}) fusion(%x, %keys), kind=kCustom, calls=%stored_product, backend_config={"fusion_backend_config":{"kind":"__custom_fusion","custom_fusion_config":{"name":"dynamic_slice_fusion"}}}
+  %fusion-start = ((bf16[4,16,32]{2,1,0}, bf16[16,32]{1,0}), bf16[4,16,32]{2,1,0}, u32[]) fusion-start(%x, %b), kind=kLoop, calls=%stored, metadata={op_name="PRE/jit(dynamic_update_index_in_dim)/dynamic_update_slice"}
+  %loop_dynamic_update_slice_fusion = f32[4,32,128]{2,1,0} fusion(%x), kind=kLoop, calls=%split_sum, metadata={op_name="PRE/jit(dynamic_update_index_in_dim)/dynamic_update_slice"}
   ROOT %t = (s32[]) tuple(%p.9)
 }
 
@@ -85,12 +113,15 @@ ENTRY %main (a: (s32[])) -> (s32[]) {
 
 def test_instructions_of_a_gpu_program_are_sorted():
     kinds = {name: op.kind for name, op in classify(TEXT).items()}
-    assert [kinds[name] for name in ("cublas", "gemm_fusion_dot.4")] == ["matrix products"] * 2
-    assert [kinds[name] for name in ("fmha", "gemm_fusion_dot.5")] == ["attention"] * 2
+    products = ("cublas", "gemm_fusion_dot.4", "loop_dynamic_update_slice_fusion")
+    assert [kinds[name] for name in products] == ["matrix products"] * 3
+    attention = ("fmha", "gemm_fusion_dot.5", "custom-call.9", "dynamic_slice_fusion")
+    assert [kinds[name] for name in attention] == ["attention"] * 4
     assert kinds["loop_multiply_fusion.3"] == "layer norm and modulation"
     assert kinds["gelu.1"] == "GELU"
     assert kinds["loop_adam_fusion"] == "optimiser and EMA"
-    assert [kinds[name] for name in ("input_transpose_fusion", "copy.1")] == ["copies"] * 2
+    copies = ("input_transpose_fusion", "copy.1", "fusion-start")
+    assert [kinds[name] for name in copies] == ["copies"] * 3
     assert [kinds[name] for name in ("wrapped_gather", "while.1")] == ["other", "loop"]
     assert classify(TEXT)["gelu.1"].source == "mlp/activation/tanh (recomputed)"
 
