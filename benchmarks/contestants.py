@@ -137,10 +137,12 @@ def _torch_sampling(work: Work, compiled: str) -> Contestant:
         model = SiT(work.config(), head=False)
         z = torch.randn(work.batch, model.channels, work.side, work.side)
         labels = torch.arange(work.batch) % model.num_classes
+    for part in (model.x_embedder, model.y_embedder, model.blocks, model.final_layer):
+        part.to(_dtype(work))  # the time embedding stays in float32, as in training
     if compiled == "blocks":
         compile_blocks(model, work.backend)
     elif compiled == "whole":
-        model.compile(backend=work.backend)
+        model.compile(backend=work.backend, dynamic=False)
     interval = (GUIDANCE.low, GUIDANCE.high)
     draw = partial(sample, model, z, labels, work.contest, work.steps, GUIDANCE.scale, interval)
 

@@ -4,13 +4,14 @@
 
 SiT-XL/2 + SRA, SiT-XL/2 and SiT-B/2 + SRA at 256 pixels, in bfloat16: images/s, TFLOP/s of useful
 operations, their share of the rate at which this device multiplies large matrices, and memory by
-XLA's account, state included. A batch that does not fit is refused in its row. With --seconds no
-row is begun that would not be done in time, so the list goes as far as it can; a machine that still
-holds what was compiled before gets further. train_step.py measures any other setting.
+XLA's account, state included. `aligned` is the fraction of the batch that SRA aligns. A batch that
+does not fit is refused in its row. With --seconds no row is begun that would take longer than what
+is left, so the list goes as far as it can. train_step.py measures any other setting.
 """
 
 import argparse
 import itertools
+import traceback
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,8 +87,8 @@ def lines(tiny: bool) -> list[Line]:
     def line(model, batch, method, attention="cudnn", remat="none", options=()) -> Line:
         return Line(Setting(model, batch, remat, attention, 1), method, options)
 
-    first = [line("XL/2", 64, SRA), line("XL/2", 64, SRA, options=NO_SLICE_FUSION)]
-    first += [line("XL/2", 64, method) for method in (PLAIN, HALF)]
+    first = [line("XL/2", 64, SRA), line("XL/2", 64, PLAIN)]
+    first += [line("XL/2", 64, SRA, options=NO_SLICE_FUSION), line("XL/2", 64, HALF)]
     first += [line("B/2", 256, method) for method in (SRA, PLAIN)]
     first += [line("XL/2", 64, SRA, attention="xla"), line("XL/2", 64, SRA, remat="dots")]
     first += [line("XL/2", 128, SRA), line("XL/2", 256, SRA), line("XL/2", 256, SRA, remat="dots")]
@@ -103,27 +104,29 @@ def measure(lines: list[Line], side: int, matmul: float, record: Record, clock: 
     steps, costs = record.table("steps", COLUMNS), record.table("cost of SRA", COST_COLUMNS)
     known: dict[Line, tuple[float, int]] = {}  # seconds and operations of a step
     refused: list[Line] = []
-    longest = 0.0
-    for line in lines:
+    took = 0.0  # by the row before
+    for number, line in enumerate(lines):
         if any(is_smaller(other, line) for other in refused):
             continue
         before = clock.left
-        if before < 1.2 * longest:
-            print("\nthe time is up; the other rows were not begun", flush=True)
+        if before < 1.2 * took:
+            print(f"\nthe time is up; {len(lines) - number} rows were not begun", flush=True)
+            record.note(not_begun=len(lines) - number)
             return
         row = describe(line)
         try:
             job = make_job(line.setting, line.method, side, dict(line.options))
             step = time_step(job)
-        except jax.errors.JaxRuntimeError as error:  # for want of memory, or of cuDNN
+        except (RuntimeError, ValueError) as error:  # for want of memory, or of cuDNN
+            traceback.print_exc()
             refused.append(line)
-            steps.add(**row, refused=str(error).strip().splitlines()[0][:100])
+            steps.add(**row, refused=" ".join(str(error).split())[:1000])
         else:
             steps.add(**row, **found(job, step, line.setting.batch, matmul))
             known[line] = step.median, job.flops
             add_costs(costs, line, known)
         job = None  # returns its memory before the next one takes as much
-        longest = max(longest, before - clock.left)
+        took = before - clock.left
 
 
 def time_step(job: TrainJob) -> Spread:

@@ -45,6 +45,7 @@ from timing import describe_machine
 from sra_jax.files import replacing
 from sra_jax.progress import format_seconds
 
+DEVICE = jax.devices()[0].device_kind
 SEEDS = (0, 1, 2)
 # Train steps in one dispatch. More would not be faster, and timing them would take longer.
 CPU_CHUNK, ACCELERATOR_CHUNK = 10, 50
@@ -173,8 +174,13 @@ class Study:
             trainers = {name: trainer.result() for name, trainer in trainers.items()}
             sit, paper = time_steps(trainers, setting.timed).values()
             steps = {"sit_ms": sit, "paper_ms": paper, "time_ratio": paper / sit}
-            write_json(common, self._bench.facts | steps)
+            write_json(common, self._bench.facts | steps | {"device": DEVICE})
         self.facts = json.loads(common.read_text())
+        timed_on = self.facts.pop("device", DEVICE)  # files of the first edition do not say
+        if timed_on != DEVICE:
+            sys.exit(
+                f"error: {common} was timed on {timed_on}, this is {DEVICE}; choose another --out"
+            )
 
     @functools.cache  # noqa: B019 - a study lives as long as the script
     def trainer(self, variant: str) -> Trainer:

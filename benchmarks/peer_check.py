@@ -3,6 +3,7 @@
 The errors are norms of the difference over norms of ours.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -92,9 +93,9 @@ def _compare(config, sra, device, seed):
     yield Agreement("prediction", _error(_channels_last(velocity), ours["prediction"]))
     yield Agreement("loss", _error(loss.detach().cpu(), ours["loss"]))
     loss.backward()
-    gradients = {
-        name: _numpy(p.grad) for name, p in student.named_parameters() if p.grad is not None
-    }
+    gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    gradients = {name: _numpy(gradient) for name, gradient in gradients.items()}
+    del ours["gradient"]["pos_embed"]  # which nobody trains
     yield Agreement("gradient", *_worst(gradients, ours["gradient"]))
     training.optimizer.zero_grad(set_to_none=True)
     training.step(_to_torch(example, device))
@@ -201,10 +202,13 @@ def _numpy(a: torch.Tensor) -> np.ndarray:
 
 
 def _worst(theirs: Mapping, ours: Mapping) -> tuple[float, str]:
-    """The largest error over tensors of the same names, and its name."""
+    """The largest error over the tensors, and its name; of one that is missing it is infinite."""
+    if missing := theirs.keys() ^ ours.keys():
+        return math.inf, min(missing)
     return max((_error(theirs[name], ours[name]), name) for name in theirs)
 
 
 def _error(theirs, ours) -> float:
     theirs, ours = np.asarray(theirs, np.float64), np.asarray(ours, np.float64)
-    return float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
+    error = float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
+    return math.inf if math.isnan(error) else error  # nothing is larger than NaN

@@ -3,13 +3,14 @@
 `gpu.py` runs several scripts one after the other, each a part of one call; with `--record` a script
 adds its rows to the call's file, each row as soon as it is known. Without, it only prints.
 
-    {"calls": [{"command": ..., "started": ..., "parts": {
+    {"calls": [{"command": ..., "began": ..., "parts": {
         "train": {"outcome": "done", "seconds": 140.2, "machine": ..., "tables": {
             "steps": [{"model": "XL/2", "batch": 64, "images_per_second": ...}, ...]}}}}]}
 """
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ class Table:
 
     def __init__(self, record: "Record", name: str, columns: Sequence[str]):
         self.name, self._record, self._columns = name, record, tuple(columns)
+        self.rows = 0  # how many rows hold a measurement: those without `refused`
 
     def add(self, **values: Any) -> None:
         """Adds a row of numbers and words by column name. Numbers are recorded unrounded.
@@ -37,6 +39,7 @@ class Table:
             print("|---" * len(self._columns) + "|")
         print(f"| {' | '.join(_shown(values.get(name)) for name in self._columns)} |", flush=True)
         self._record.write(self.name, values)
+        self.rows += values.get("refused") is None
 
 
 class Record:
@@ -54,8 +57,18 @@ class Record:
         self._change(lambda part: part.update(facts))
 
     def write(self, table: str, row: Mapping[str, Any]) -> None:
-        """Records one row of `table`."""
+        """Records one row of `table`; JSON knows no infinity, so words stand for it and for NaN."""
+        row = {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
         self._change(lambda part: part.setdefault("tables", {}).setdefault(table, []).append(row))
+
+    def has_rows(self) -> bool:
+        """Whether this part of the last call has any row."""
+        if self._file is None:
+            return False
+        return bool(read_calls(self._file)[-1]["parts"].get(self._part, {}).get("tables"))
 
     def rows(self, table: str, part: str) -> list[dict[str, Any]]:
         """The rows of another part's table in the same call; none without a file."""
@@ -80,9 +93,12 @@ def read_calls(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        return list(json.loads(file.read_text())["calls"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a record of calls; move it away: {error}") from None
+        calls = json.loads(file.read_text())["calls"]
+    except (ValueError, KeyError, TypeError):
+        calls = None
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ValueError(f"{file} is not a record of calls; move it away")
+    return calls
 
 
 def write_calls(file: Path, calls: list[dict[str, Any]]) -> None:

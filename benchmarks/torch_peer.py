@@ -6,20 +6,24 @@
 
 Contestants: `ours`; SiT in plain PyTorch as torch_sit.py has it, `eager`, compiled block by block
 (`blocks`) or in one graph (`whole`); and the method's authors' own code (`release`, from the clone
-that --release names; it needs timm). SiT at 256 pixels with random weights, bfloat16 on a GPU,
-float32 on a CPU. Sampling is guided by 1.8 in [0, 0.7]; "sde" is the paper's sampler.
+that --release names; it needs timm). The model is SiT + SRA at 256 pixels with random weights, in
+bfloat16 on a GPU and float32 on a CPU. Sampling is guided by 1.8 in [0, 0.7]; "sde" is the paper's
+sampler.
 
-The contest `check` comes first: do PyTorch and ours compute the same on the same weights, in
-float32? If not, the script ends with exit code 1, after the other contests. On a CPU the
-contestants take turns. On a GPU each runs by itself, as their states do not fit beside each other.
-There `ours` and PyTorch want processes of their own, as neither gives memory back to the other
-(gpu.py does that). Takes 15 minutes on two cores.
+The contest `check` asks whether PyTorch and ours compute the same on the same weights, in float32.
+If not, the script ends with exit code 1, after the other contests.
+
+On a CPU the contestants take turns. On a GPU their states do not fit beside each other, so each
+runs by itself, as often as the time allows; if `timings` is 0, that was the first call only. There
+`ours` and PyTorch want processes of their own, as neither gives memory back to the other (gpu.py
+does that). `first_seconds` include compiling, which is short if a cache holds the program. PyTorch
+is compiled without `max-autotune`. Takes 15 minutes on two cores.
 """
 
 import argparse
 import gc
-import statistics
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ from contestants import Contestant, Work, make_contestant
 from records import Clock, Record, Table, add_flags, start
 from timing import describe_machine, listed, ratio, seconds, spread, take_turns
 
-CONTESTS = ("check", "train", "sde", "heun")
+CONTESTS = ("check", "train", "heun", "sde")
 CONTESTANTS = ("ours", "blocks", "eager", "release", "whole")
 COLUMNS = (
     "contest",
@@ -36,6 +40,7 @@ COLUMNS = (
     "model",
     "batch",
     "steps",
+    "timings",
     "seconds",
     "least",
     "most",
@@ -53,7 +58,8 @@ def main() -> None:
     """Prints each row as soon as it is known."""
     options = parse_options()
     record, clock = start(options)
-    machine = f"{describe_machine()}; {describe_torch()}"
+    with_ours = "ours" in options.contestants
+    machine = f"{describe_machine()}; {describe_torch()}" if with_ours else describe_torch()
     record.note(**{f"machine of {', '.join(options.contestants)}": machine})
     print(machine, flush=True)
     problem = None
@@ -63,6 +69,8 @@ def main() -> None:
     for contest in CONTESTS[1:]:
         if contest in options.contests:
             compete(make_work(contest, options), options, record, table, clock)
+    if set(options.contests) != {"check"} and not table.rows:
+        problem = problem or "error: no contestant could take part; the rows say why"
     sys.exit(problem)
 
 
@@ -153,34 +161,27 @@ def compete(
             if clock.left < SHORTEST:
                 raise TimeoutError("no time left")
             contestant = make_contestant(name, work, options.release)
-            first = contestant.compile_seconds + seconds(contestant.call)
+            times = [seconds(contestant.call)]
+            first = contestant.compile_seconds + times[0]
             contestant = contestant._replace(compile_seconds=first)
             if turns:
                 entered[name] = contestant
                 continue
-            times = take_turns({name: contestant.call}, options.repeats)[name]
+            while len(times) <= options.repeats and clock.left > 1.2 * times[-1]:
+                times.append(seconds(contestant.call))
         except Exception as error:  # a package is missing, or memory does not suffice
-            reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-            add_row(table, work, name, refused=reason[:100])
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {str(error).strip()}"
+            table.add(**describe(work, name), refused=" ".join(reason.split())[:1000])
         else:
-            add_row(table, work, name, contestant, times, time_over_ours(name, {name: times}, ours))
+            add_row(table, work, name, contestant, times[1:], ours, alone=times[0])
         contestant = None
         free_memory()
     calls = {name: contestant.call for name, contestant in entered.items()}
     times = take_turns(calls, options.repeats) if calls else {}
     for name, contestant in entered.items():
-        over = time_over_ours(name, times, ours)
-        add_row(table, work, name, contestant, times[name], over)
-
-
-def time_over_ours(
-    name: str, times: dict[str, list[float]], earlier: list[dict[str, Any]]
-) -> float | None:
-    """Time over that of ours: round by round if ours is among `times`, otherwise over the median of
-    its row `earlier` in this part; None without either."""
-    if "ours" in times:
-        return ratio(times[name], times["ours"])
-    return statistics.median(times[name]) / earlier[-1]["seconds"] if earlier else None
+        over = ratio(times[name], times["ours"]) if "ours" in times else None
+        add_row(table, work, name, contestant, times[name], ours, over)
 
 
 def is_ours(row: dict[str, Any], work: Work) -> bool:
@@ -190,25 +191,42 @@ def is_ours(row: dict[str, Any], work: Work) -> bool:
     return found == same and "seconds" in row
 
 
+def describe(work: Work, name: str) -> dict[str, Any]:
+    """The columns that say what a row is of."""
+    row = {"contest": work.contest, "contestant": name, "model": work.model, "batch": work.batch}
+    return row | {"steps": work.steps}
+
+
 def add_row(
     table: Table,
     work: Work,
     name: str,
-    contestant: Contestant | None = None,
-    times: list[float] = (),
+    contestant: Contestant,
+    times: list[float],
+    ours: list[dict[str, Any]],
     over: float | None = None,
-    refused: str | None = None,
+    alone: float | None = None,
 ) -> None:
-    """Adds what `times`, in seconds, say of a contestant; or why it was refused."""
-    row = {"contest": work.contest, "contestant": name, "model": work.model, "batch": work.batch}
-    row |= {"steps": work.steps, "refused": refused}
-    if contestant is not None:
-        took = spread(times)
-        row |= {"seconds": took.median, "least": took.least, "most": took.most}
-        row |= {"images_per_second": work.images / took.median}
-        row |= {"tflops": work.flops / took.median / 1e12, "gib": contestant.gib()}
-        row |= {"first_seconds": contestant.compile_seconds, "time_over_ours": over}
-    table.add(**row)
+    """Adds what `times`, in seconds, say of a contestant.
+
+    `over` is its time over that of ours; if not given, the row of `ours` tells. Without any times
+    the first call, which took `alone` seconds, stands for them.
+    """
+    took = spread(times or [alone])
+    if over is None and ours:
+        over = took.median / ours[-1]["seconds"]
+    table.add(
+        **describe(work, name),
+        timings=len(times),
+        seconds=took.median,
+        least=took.least,
+        most=took.most,
+        images_per_second=work.images / took.median,
+        tflops=work.flops / took.median / 1e12,
+        gib=contestant.gib(),
+        first_seconds=contestant.compile_seconds,
+        time_over_ours=over,
+    )
 
 
 def free_memory() -> None:

@@ -346,9 +346,9 @@ def sample(
 
 
 def compile_blocks(model: SiT, backend: str) -> None:
-    """Compiles each block by itself. PyTorch compiles the first and takes it for all others."""
+    """Compiles each block by itself, once for each batch size: the first one serves for all."""
     for block in model.blocks:
-        block.compile(backend=backend)
+        block.compile(backend=backend, dynamic=False)
 
 
 def computing(device: torch.device, dtype: torch.dtype) -> torch.autocast:

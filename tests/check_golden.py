@@ -48,7 +48,7 @@ def load(file: Path) -> tuple[str, Golden]:
         kind = next((name for name, module in KINDS.items() if keys >= module.KEYS), None)
         if kind is not None:
             return kind, Golden(kind, file)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{file} is unreadable: {reason}") from None
     raise InputError(f"{file} is of an unknown kind, expected one of {', '.join(KINDS)}")

@@ -51,7 +51,7 @@ def test_what_is_beyond_its_tolerance_is_told_at_the_end(run, monkeypatch):
 
 def test_a_wrong_golden_number_is_told(run, monkeypatch):
     monkeypatch.setattr(gpu_check, "check_attention", lambda *arguments: None)
-    monkeypatch.setattr(gpu_check, "FIRST_GROUPS", ())
+    monkeypatch.setattr(gpu_check, "LAST_GROUPS", ())
     monkeypatch.setattr(gpu_check, "FACTOR", 0.01)
     told, part, _ = run()
     rows = part["tables"]["golden"]

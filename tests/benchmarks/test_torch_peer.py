@@ -48,6 +48,13 @@ def test_comparison_notices_a_wrong_peer(monkeypatch, name, wrong, quantity):
     assert next(each.error for each in found if each.quantity == quantity) > 1e-3
 
 
+def test_tensors_that_are_missing_or_not_numbers_count_as_wrong():
+    a, b = np.ones(2), np.ones(3)
+    assert peer_check._worst({"a": a, "b": b}, {"a": a, "b": b * 1.5}) == (1 / 3, "b")
+    assert peer_check._worst({"a": a, "b": b * np.nan}, {"a": a, "b": b}) == (np.inf, "b")
+    assert peer_check._worst({"a": a}, {"a": a, "b": b}) == (np.inf, "b")
+
+
 @pytest.mark.parametrize("compiled", ["blocks", "whole"])
 def test_compiled_training_is_the_eager_one(compiled):
     def losses(compiled):
