@@ -155,17 +155,15 @@ def compete(
     """Adds a row for each contestant; the row of one that fails says why."""
     turns = work.device == "cpu"
     ours = [row for row in record.rows("peers", options.part) if is_ours(row, work)]
-    entered: dict[str, Contestant] = {}
+    entered: dict[str, tuple[Contestant, float]] = {}
     for name in [name for name in CONTESTANTS if name in options.contestants]:
         try:
             if clock.left < SHORTEST:
                 raise TimeoutError("no time left")
             contestant = make_contestant(name, work, options.release)
             times = [seconds(contestant.call)]
-            first = contestant.compile_seconds + times[0]
-            contestant = contestant._replace(compile_seconds=first)
             if turns:
-                entered[name] = contestant
+                entered[name] = contestant, times[0]
                 continue
             while len(times) <= options.repeats and clock.left > 1.2 * times[-1]:
                 times.append(seconds(contestant.call))
@@ -174,14 +172,14 @@ def compete(
             reason = f"{type(error).__name__}: {str(error).strip()}"
             table.add(**describe(work, name), refused=" ".join(reason.split())[:1000])
         else:
-            add_row(table, work, name, contestant, times[1:], ours, alone=times[0])
+            add_row(table, work, name, contestant, times[0], times[1:], ours)
         contestant = None
         free_memory()
-    calls = {name: contestant.call for name, contestant in entered.items()}
+    calls = {name: contestant.call for name, (contestant, _) in entered.items()}
     times = take_turns(calls, options.repeats) if calls else {}
-    for name, contestant in entered.items():
+    for name, (contestant, first) in entered.items():
         over = ratio(times[name], times["ours"]) if "ours" in times else None
-        add_row(table, work, name, contestant, times[name], ours, over)
+        add_row(table, work, name, contestant, first, times[name], ours, over)
 
 
 def is_ours(row: dict[str, Any], work: Work) -> bool:
@@ -202,17 +200,17 @@ def add_row(
     work: Work,
     name: str,
     contestant: Contestant,
+    first: float,
     times: list[float],
     ours: list[dict[str, Any]],
     over: float | None = None,
-    alone: float | None = None,
 ) -> None:
-    """Adds what `times`, in seconds, say of a contestant.
+    """Adds what the `first` call and the `times` after it, in seconds, say of a contestant.
 
-    `over` is its time over that of ours; if not given, the row of `ours` tells. Without any times
-    the first call, which took `alone` seconds, stands for them.
+    Without any times the first call stands for them. `over` is its time over that of ours; if not
+    given, the row of `ours` tells.
     """
-    took = spread(times or [alone])
+    took = spread(times or [first])
     if over is None and ours:
         over = took.median / ours[-1]["seconds"]
     table.add(
@@ -224,7 +222,7 @@ def add_row(
         images_per_second=work.images / took.median,
         tflops=work.flops / took.median / 1e12,
         gib=contestant.gib(),
-        first_seconds=contestant.compile_seconds,
+        first_seconds=contestant.compile_seconds + first,
         time_over_ours=over,
     )
 
