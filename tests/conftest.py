@@ -31,7 +31,7 @@ import commands  # noqa: E402
 from golden import Golden, Jitted  # noqa: E402
 
 # Files of few and long tests, which would leave a core idle at the end.
-FIRST = ("hosts", "resume", "disk", "bucket", "prober", "monitor", "notebook", "learning")
+FIRST = ("hosts", "resume", "disk", "bucket", "prober", "monitor", "notebook", "learning", "gpu")
 
 
 def pytest_collection_modifyitems(items):

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu
 import gpu_train
 import jax
 import pytest
 from records import Clock, Record, read_calls, write_calls
-from train_step import make_job
+from timing import Spread
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 MISSING = ("array_record", "clu", "grain", "ml_collections", "orbax", "tensorflow_datasets")
@@ -170,37 +171,46 @@ def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path, capsys):
         steps.add(seconds=1)
 
 
-def test_what_does_not_fit_is_refused_once_and_not_tried_larger(monkeypatch):
-    """A GPU without room, played by `make_job`; what does fit is measured for real."""
-    tried = []
+@pytest.fixture
+def measured(monkeypatch):
+    """From lines and a clock to the rows of a part `train`, and the batches that were tried.
 
-    def refuse_large(setting, method, side, options):
-        tried.append(setting.batch)
-        if setting.batch > 4:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
-        return make_job(setting, method, side, options)
+    A GPU with room for a batch of 4 stands in for the real one, which the first test above times.
+    """
 
-    monkeypatch.setattr(gpu_train, "make_job", refuse_large)
-    monkeypatch.setattr(gpu_train, "TIMING_SECONDS", 0.01)
+    def measure(lines, clock):
+        tried, rows, record = [], [], Record()
+
+        def make_job(setting, method, side, options):
+            tried.append(setting.batch)
+            if setting.batch > 4:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
+            return SimpleNamespace(flops=10**9, memory=2**30, compile_seconds=1.0)
+
+        monkeypatch.setattr(gpu_train, "make_job", make_job)
+        monkeypatch.setattr(gpu_train, "time_step", lambda job: time.sleep(0.02) or STEP)
+        monkeypatch.setattr(record, "write", lambda table, row: rows.append(row))
+        gpu_train.measure(lines, 8, 1e12, record, clock)
+        return rows, tried
+
+    return measure
+
+
+STEP = Spread(0.1, 0.1, 0.2)
+
+
+def test_what_does_not_fit_is_refused_once_and_not_tried_larger(measured):
     settings = [gpu_train.Setting("tiny", batch, "none", "xla", 1) for batch in (4, 8, 16)]
-    record = Record()
-    rows = []
-    monkeypatch.setattr(record, "write", lambda table, row: rows.append(row))
-    lines = [gpu_train.Line(setting, gpu_train.PLAIN) for setting in settings]
-    gpu_train.measure(lines, 8, 1e12, record, Clock())
+    rows, tried = measured([gpu_train.Line(each, gpu_train.PLAIN) for each in settings], Clock())
     assert tried == [4, 8]
-    assert rows[0]["images_per_second"] > 0 and "refused" not in rows[0]
+    assert rows[0]["images_per_second"] == pytest.approx(40) and rows[0]["of_matmul"] == 0.01
     assert rows[1]["refused"] == "RESOURCE_EXHAUSTED: out of memory more"
 
 
-def test_no_row_is_begun_that_would_not_be_done_in_time(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_train, "TIMING_SECONDS", 0.01)
-    rows, record = [], Record()
-    monkeypatch.setattr(record, "write", lambda table, row: rows.append(row))
-    first, second = gpu_train.lines(tiny=True)
-    gpu_train.measure([second, first], 8, 1e12, record, Clock(0.5))
+def test_no_row_is_begun_that_would_not_be_done_in_time(measured, capsys):
+    rows, _ = measured(gpu_train.lines(tiny=True), Clock(0.03))
     assert len(rows) == 1
-    assert "the time is up" in capsys.readouterr().out
+    assert "the time is up; 1 rows were not begun" in capsys.readouterr().out
 
 
 def test_the_headline_comes_first_and_every_setting_once():
