@@ -49,7 +49,7 @@ TOLERANCE = 2e-2
 
 
 class Checks:
-    """What was found so far: quantities beyond their tolerance, and checks left out."""
+    """The findings so far: quantities beyond their tolerance, and checks left out."""
 
     def __init__(self, record: Record, clock: Clock):
         self.record, self._clock = record, clock
@@ -57,7 +57,7 @@ class Checks:
         self.left_out: list[str] = []
 
     def may_begin(self, check: str) -> bool:
-        """Whether there is time for a check; otherwise it counts as left out."""
+        """True if there is time for a check; otherwise it counts as left out."""
         if self._clock.left >= LITTLE:
             return True
         self.left_out.append(check)

@@ -181,7 +181,7 @@ def add_costs(table: Table, line: Line, known: dict[Line, tuple[float, int]]) ->
 
 
 def is_smaller(other: Line, line: Line) -> bool:
-    """Whether `other` differs from `line` by a smaller batch alone, or not at all."""
+    """True if `other` differs from `line` only by a smaller batch, or not at all."""
     of_one_batch = (each._replace(setting=each.setting._replace(batch=0)) for each in (other, line))
     return len(set(of_one_batch)) == 1 and other.setting.batch <= line.setting.batch
 

@@ -152,7 +152,7 @@ def make_runs(runs: Iterable[Run], out: Path, record: Record, clock: Clock) -> N
 
 
 class Study:
-    """What the runs of one setting share: the data on the device, programs and measurements.
+    """Data on the device, programs and measurements that the runs of one setting share.
 
     Attributes:
       facts: those of `Bench`, and the milliseconds of a step. An earlier call's facts are read from

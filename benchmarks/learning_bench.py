@@ -136,7 +136,7 @@ class Bench:
         return jnp.stack(blocks, axis=1)
 
     def _classify(self, images: np.ndarray) -> "Read":
-        """What the classifier reads in `images` uint8 [N, H, W, C]."""
+        """Features and labels of `images` uint8 [N, H, W, C] by the classifier."""
         params = self._classifier.params
         found = in_parts(lambda part, first: self._read(params, part), images)
         return Read(found.pool, found.logits.argmax(-1))

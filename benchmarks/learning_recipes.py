@@ -91,7 +91,7 @@ def decay(recipe: Recipe, steps: int) -> Recipe:
     return dataclasses.replace(recipe, weight=schedule)
 
 
-# What each variant makes of the recipe and the number of steps of a run.
+# Each variant is a function of the recipe and of the number of steps of a run.
 VARIANTS: dict[str, Callable[[Recipe, int], Recipe]] = {
     "sit": lambda recipe, steps: weigh(recipe, 0.0),
     "paper": lambda recipe, steps: recipe,

@@ -94,7 +94,7 @@ def ends_of(run: dict[str, Any]) -> dict[int, dict[str, float]]:
 
 
 def _measures(run: dict[str, Any], end: int) -> dict[str, float]:
-    """What was measured after step `end`, by name."""
+    """The measurements after step `end`, by name."""
     (point,) = (point for point in run["points"] if point["step"] == end)
     blocks = run["probe"][str(end)]
     measures = {name: point[name] for name in ("frechet", "agreement", "loss")}

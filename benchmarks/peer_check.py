@@ -1,4 +1,4 @@
-"""Whether the PyTorch peer computes what ours computes, on the same weights, in float32.
+"""Comparison of the PyTorch peer with ours, on the same weights, in float32.
 
 The errors are norms of the difference over norms of ours.
 """
@@ -123,7 +123,7 @@ def _draw_example(config: TransformerConfig, draws: np.random.Generator) -> Exam
 
 
 def _our_step(config, sra, student, teacher, example) -> dict:
-    """What ours makes of the same, in PyTorch's names and layouts."""
+    """The same quantities by ours, in PyTorch's names and layouts."""
     objective = Objective(DiffusionTransformer(config), process("sit"), sra, WeightSchedule(0.2))
     optimizer = make_optimizer(OptimizerConfig(**STEP))
     params, ema = from_torch(student, config), from_torch(teacher, config)

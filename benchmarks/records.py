@@ -43,7 +43,7 @@ class Table:
 
 
 class Record:
-    """Where the rows of one part go: to the last call in `file`, or nowhere without one."""
+    """The rows of one part, written to the last call in `file`, or nowhere without a file."""
 
     def __init__(self, file: Path | None = None, part: str = ""):
         self._file, self._part = file, part
@@ -65,7 +65,7 @@ class Record:
         self._change(lambda part: part.setdefault("tables", {}).setdefault(table, []).append(row))
 
     def has_rows(self) -> bool:
-        """Whether this part of the last call has any row."""
+        """True if this part of the last call has any row."""
         if self._file is None:
             return False
         return bool(read_calls(self._file)[-1]["parts"].get(self._part, {}).get("tables"))
