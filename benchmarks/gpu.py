@@ -67,9 +67,8 @@ PARTS = {
     "check": [Command(30, "gpu_check.py")],
     "train": [Command(110, "gpu_train.py")],
     "peer": [
-        Command(35, "torch_peer.py --contests=train --contestants=ours"),
-        Command(60, "torch_peer.py --contests=train --contestants=blocks,eager,release"),
-        Command(25, "torch_peer.py --contests=check --contestants=ours"),
+        Command(55, "torch_peer.py --contests=train,check --contestants=ours"),
+        Command(65, "torch_peer.py --contests=train --contestants=blocks,eager,release"),
     ],
     "sample": [
         Command(70, "torch_peer.py --contests=heun,sde --contestants=ours"),

@@ -59,7 +59,7 @@ SRA, HALF, PLAIN = Method("sit+sra"), Method("sit+sra", 0.5), Method("sit")
 # also used at once, the product is computed twice (RESULTS.md, On a GPU).
 NO_SLICE_FUSION = (("xla_gpu_enable_dynamic_slice_fusion", "False"),)
 
-TIMING_SECONDS = 0.7  # of one timing at the least, but for a step that takes longer
+TIMING_SECONDS, TINY_SECONDS = 0.7, 0.05  # of one timing, if a step does not take longer
 REPEATS = 3
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     matmul = matmul_rate()
     record.note(matmul_tflops=matmul / 1e12)
     print(f"large matrices: {matmul / 1e12:,.4g} TFLOP/s in {compute_dtype()}", flush=True)
-    measure(lines(options.tiny), 8 if options.tiny else 32, matmul, record, clock)
+    measure(lines(options.tiny), options.tiny, matmul, record, clock)
 
 
 def lines(tiny: bool) -> list[Line]:
@@ -98,7 +98,7 @@ def lines(tiny: bool) -> list[Line]:
     return list(dict.fromkeys(first + rest))
 
 
-def measure(lines: list[Line], side: int, matmul: float, record: Record, clock: Clock) -> None:
+def measure(lines: list[Line], tiny: bool, matmul: float, record: Record, clock: Clock) -> None:
     """Adds a row for each line, as far as the time goes, and what SRA costs as soon as its row and
     that of the plain model are known."""
     steps, costs = record.table("steps", COLUMNS), record.table("cost of SRA", COST_COLUMNS)
@@ -115,8 +115,8 @@ def measure(lines: list[Line], side: int, matmul: float, record: Record, clock: 
             return
         row = describe(line)
         try:
-            job = make_job(line.setting, line.method, side, dict(line.options))
-            step = time_step(job)
+            job = make_job(line.setting, line.method, 8 if tiny else 32, dict(line.options))
+            step = time_step(job, TINY_SECONDS if tiny else TIMING_SECONDS)
         except (RuntimeError, ValueError) as error:  # for want of memory, or of cuDNN
             traceback.print_exc()
             refused.append(line)
@@ -129,11 +129,11 @@ def measure(lines: list[Line], side: int, matmul: float, record: Record, clock: 
         took = before - clock.left
 
 
-def time_step(job: TrainJob) -> Spread:
-    """Seconds of a step: median, least and most."""
+def time_step(job: TrainJob, timing: float) -> Spread:
+    """Seconds of a step, median, least and most, from timings of `timing` seconds."""
     run(job, 1)
     once = seconds(partial(run, job, 1))
-    steps = max(1, round(TIMING_SECONDS / once))
+    steps = max(1, round(timing / once))
     times = take_turns({"steps": partial(run, job, steps)}, REPEATS)["steps"]
     return spread(times).scaled(1 / steps)
 

@@ -188,9 +188,9 @@ def measured(monkeypatch):
             return SimpleNamespace(flops=10**9, memory=2**30, compile_seconds=1.0)
 
         monkeypatch.setattr(gpu_train, "make_job", make_job)
-        monkeypatch.setattr(gpu_train, "time_step", lambda job: time.sleep(0.02) or STEP)
+        monkeypatch.setattr(gpu_train, "time_step", lambda job, timing: time.sleep(0.02) or STEP)
         monkeypatch.setattr(record, "write", lambda table, row: rows.append(row))
-        gpu_train.measure(lines, 8, 1e12, record, clock)
+        gpu_train.measure(lines, True, 1e12, record, clock)
         return rows, tried
 
     return measure
