@@ -10,8 +10,8 @@ that --release names; it needs timm). The model is SiT + SRA at 256 pixels with 
 bfloat16 on a GPU and float32 on a CPU. Sampling is guided by 1.8 in [0, 0.7]; "sde" is the paper's
 sampler.
 
-The contest `check` comes last: do PyTorch and ours compute the same on the same weights, in float32?
-If not, the script ends with exit code 1.
+The contest `check` comes last: do PyTorch and ours compute the same on the same weights, in
+float32? If not, the script ends with exit code 1.
 
 On a CPU the contestants take turns. On a GPU their states do not fit beside each other, so each
 runs by itself, as often as the time allows; if `timings` is 0, that was the first call only. There
