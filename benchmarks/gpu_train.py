@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 from published_models import TrainJob, compute_dtype
-from records import Clock, Record, Table, add_flags, start
+from records import Clock, Record, Table, add_flags, one_line, start
 from timing import Spread, describe_machine, seconds, spread, take_turns
 from train_step import Method, Setting, make_job, matmul_rate, run
 
@@ -120,7 +120,7 @@ def measure(lines: list[Line], tiny: bool, matmul: float, record: Record, clock:
         except (RuntimeError, ValueError) as error:  # for want of memory, or of cuDNN
             traceback.print_exc()
             refused.append(line)
-            steps.add(**row, refused=" ".join(str(error).split())[:1000])
+            steps.add(**row, refused=one_line(error))
         else:
             steps.add(**row, **found(job, step, line.setting.batch, matmul))
             known[line] = step.median, job.flops

@@ -45,7 +45,6 @@ from timing import describe_machine
 from sra_jax.files import replacing
 from sra_jax.progress import format_seconds
 
-DEVICE = jax.devices()[0].device_kind
 SEEDS = (0, 1, 2)
 # Train steps in one dispatch. More would not be faster, and timing them would take longer.
 CPU_CHUNK, ACCELERATOR_CHUNK = 10, 50
@@ -160,7 +159,14 @@ class Study:
     """
 
     def __init__(self, setting: Setting, out: Path):
-        self._setting = setting
+        self._setting, common = setting, out / f"{setting.name}.json"
+        device = jax.devices()[0].device_kind
+        earlier = json.loads(common.read_text()) if common.exists() else None
+        # Files of the first edition do not name a device.
+        if earlier and (timed_on := earlier.pop("device", device)) != device:
+            sys.exit(
+                f"error: {common} was timed on {timed_on}, this is {device}; choose another --out"
+            )
         most = CPU_CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
         self._chunk = setting.dispatched(most)
         real = real_images(setting)
@@ -169,18 +175,13 @@ class Study:
         with ThreadPoolExecutor() as pool:
             trainers = {name: pool.submit(self.trainer, name) for name in ("sit", "paper")}
             self._bench = Bench(setting, real)
-        common = out / f"{setting.name}.json"
-        if not common.exists():
+        if earlier is None:
             trainers = {name: trainer.result() for name, trainer in trainers.items()}
             sit, paper = time_steps(trainers, setting.timed).values()
             steps = {"sit_ms": sit, "paper_ms": paper, "time_ratio": paper / sit}
-            write_json(common, self._bench.facts | steps | {"device": DEVICE})
-        self.facts = json.loads(common.read_text())
-        timed_on = self.facts.pop("device", DEVICE)  # files of the first edition do not say
-        if timed_on != DEVICE:
-            sys.exit(
-                f"error: {common} was timed on {timed_on}, this is {DEVICE}; choose another --out"
-            )
+            earlier = self._bench.facts | steps
+            write_json(common, earlier | {"device": device})
+        self.facts = earlier
 
     @functools.cache  # noqa: B019 - a study lives as long as the script
     def trainer(self, variant: str) -> Trainer:

@@ -1,4 +1,4 @@
-"""Where the time of a training step of SiT + SRA goes, by the kind of work.
+"""Profile of a training step of SiT + SRA: its time by the kind of work.
 
   python benchmarks/step_profile.py
   python benchmarks/step_profile.py --model=XL/2 --batch=64 --attention=cudnn --remat=dots
@@ -128,8 +128,8 @@ def trace(job: TrainJob, keep: Path | None) -> Profile:
 
 
 def read_program(job: TrainJob, file: Path) -> dict[str, Op]:
-    """What the instructions of the step do; writes its text to `file`. If the text cannot be read,
-    says so and returns none."""
+    """Classifies the instructions of the step, and writes its text to `file`. If the text cannot be
+    read, it says so and returns none."""
     try:
         file.write_text(job.step.as_text() or "")
         return classify(file.read_text())

@@ -1,4 +1,4 @@
-"""How fast SiT + SRA trains and samples: ours, and PyTorch's.
+"""Speed of SiT + SRA in training and sampling: ours beside PyTorch's.
 
   python benchmarks/torch_peer.py --device=cpu
   python benchmarks/torch_peer.py --device=cpu --release=../SRA
@@ -29,7 +29,7 @@ from typing import Any
 
 import jax
 from contestants import Contestant, Work, make_contestant
-from records import Clock, Record, Table, add_flags, start
+from records import Clock, Record, Table, add_flags, one_line, start
 from timing import describe_machine, listed, ratio, seconds, spread, take_turns
 
 CONTESTS = ("train", "heun", "sde", "check")
@@ -168,8 +168,8 @@ def compete(
                 times.append(seconds(contestant.call))
         except Exception as error:  # a package is missing, or memory does not suffice
             traceback.print_exc()
-            reason = f"{type(error).__name__}: {str(error).strip()}"
-            table.add(**describe(work, name), refused=" ".join(reason.split())[:1000])
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            table.add(**describe(work, name), refused=reason)
         else:
             add_row(table, work, name, contestant, times[0], times[1:], ours)
         contestant = None
@@ -182,7 +182,7 @@ def compete(
 
 
 def is_ours(row: dict[str, Any], work: Work) -> bool:
-    """Whether `row` is what ours took for the same work."""
+    """True if `row` is the measurement of ours for the same work."""
     same = (work.contest, work.model, work.batch, "ours")
     found = tuple(row.get(key) for key in ("contest", "model", "batch", "contestant"))
     return found == same and "seconds" in row

@@ -56,7 +56,7 @@ _WRAPPERS = re.compile(
 
 
 class Op(NamedTuple):
-    """What an instruction does: its kind, and the part of the model that it belongs to."""
+    """The kind of an instruction, and the part of the model that it belongs to."""
 
     kind: str
     source: str
@@ -217,7 +217,7 @@ def _read_line(line, platform: str) -> Iterator[Event]:
 
 
 def _find(event: Event, ops: Mapping[str, Op], kernels: Mapping[str, Op]) -> Op | None:
-    """What the event does by the program, None if that does not know its instruction."""
+    """The instruction of the event in the program; None if the program does not know it."""
     op = ops.get(event.op) or kernels.get(event.name)
     if re.match(r"memcpy|memset", event.name, re.IGNORECASE):
         return Op(COPIES, op.source if op else "")
