@@ -1,7 +1,11 @@
 """Package metadata of sra_jax. Version bounds are what the test suite was run against."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
+PACKAGE = Path(__file__).parent / "sra_jax" / "__init__.py"
 CORE = ["jax>=0.10.2,<0.12", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3", "numpy>=2.0,<3"]
 DATA = [
     "grain>=0.2.18,<0.3",
@@ -34,11 +38,13 @@ NOTEBOOK = ["ipykernel>=7,<8", "nbclient>=0.10,<0.12", "nbformat>=5.10,<6"]
 
 setup(
     name="sra_jax",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.*)"', PACKAGE.read_text())[1],
     description="Self-Representation Alignment for diffusion transformers, in JAX and Flax",
     license="Apache-2.0",
     packages=find_packages(include=["sra_jax", "sra_jax.*"]),
     python_requires=">=3.11,<3.13",
+    entry_points={"console_scripts": ["sra-jax = sra_jax.cli.main:main"]},
+    package_data={"sra_jax": ["py.typed"]},
     install_requires=CORE + DATA + RUN,
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.12", *BUCKET],  # pods keep their runs in buckets

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 import jax
 from timing import describe_machine, listed, print_table, seconds, spread
 
-from sra_jax.training.checkpoint import CheckpointStore
-from sra_jax.training.fingerprint import fingerprint
+from sra_jax.checkpoints.fingerprint import fingerprint
+from sra_jax.checkpoints.store import CheckpointStore
 
 LEAVES = 16  # all of different sizes
 HEADER = ("MB", "first, ms", "blocked, ms", "of it fingerprint, ms", "whole, ms", "restore, ms")

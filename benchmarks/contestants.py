@@ -15,12 +15,12 @@ from published_models import TrainJob, alignment, enliven, process, transformer
 from sampling import count_passes
 from train_step import run
 
-from sra_jax.hardware import GIB
+from sra_jax.distributed.hardware import GIB
+from sra_jax.methods.sra import SRAConfig
 from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
-from sra_jax.sampling.generate import make_sampler
 from sra_jax.sampling.guidance import Guidance
+from sra_jax.sampling.sampler import make_sampler
 from sra_jax.sampling.solvers import Step, make_steps
-from sra_jax.sra import SRAConfig
 from sra_jax.training.flops import forward_flops, step_flops
 
 GUIDANCE = Guidance(1.8, 0.0, 0.7)

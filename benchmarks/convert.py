@@ -22,7 +22,7 @@ from published_models import transformer
 from safetensors.numpy import save_file
 
 from sra_jax.models.layers import position_table
-from sra_jax.weights.torch_layout import torch_shapes
+from sra_jax.torch_weights.layout import torch_shapes
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def write_random(path: Path) -> None:
 
 def convert(source: Path, out: Path) -> tuple[float, float, float]:
     """Runs the command; its seconds, those of a processor, and its peak of resident GB."""
-    command = [sys.executable, "-m", "sra_jax.convert", f"--source={source}", f"--out={out}"]
+    command = [sys.executable, "-m", "sra_jax", "convert", f"--source={source}", f"--out={out}"]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from sra_jax.data.crop import center_crop, read_image
-from sra_jax.data.latents import write_shard
+from sra_jax.data.image_sources import open_source
 from sra_jax.data.npy_import import NpyLatents
-from sra_jax.data.sources import open_source
-from sra_jax.encoder import EncodeRequest, EncodingJob, ImageLatents, open_producer
+from sra_jax.data.records import write_shard
+from sra_jax.jobs.encode import EncodeRequest, EncodingJob, ImageLatents, open_producer
 
 REPEATS = 200  # of a stage alone
 

@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from commands import Forks, Kill, Result, assert_bit_identical, digits, saved_arrays
 
-from sra_jax.errors import PREEMPTED
+from sra_jax.core.errors import PREEMPTED
 
 STEPS, EVERY = 150, 5
 DELETION = "SIGKILL inside the deletion of the old checkpoint"
@@ -65,7 +65,7 @@ class Runs:
                 f"--out={self.folder / target}.npz",
                 "--num=200",
                 "--chunk=20",
-                "--steps=10",
+                "--solver_steps=10",
             ],
         }[name]()
         result = self.forks.run(name, flags, kill)

@@ -21,8 +21,8 @@ from records import Clock, Record, Table, add_flags, one_line, start
 from timing import Spread, describe_machine, seconds, spread, take_turns
 from train_step import Method, Setting, make_job, matmul_rate, run
 
-from sra_jax.hardware import GIB, chip_of
-from sra_jax.models.transformer import ATTENTION
+from sra_jax.distributed.hardware import GIB, chip_of
+from sra_jax.models.dit import ATTENTION
 
 COLUMNS = (
     "model",

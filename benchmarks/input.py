@@ -18,12 +18,12 @@ from published_models import TrainJob, alignment, transformer
 from reader import write
 from timing import describe_machine, print_table, spread, take_turns
 
-from sra_jax.data.latents import LatentSource, open_latents
+from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.training.checkpoint import CheckpointStore
+from sra_jax.data.records import LatentSource, open_latents
 from sra_jax.training.loop import run_steps
-from sra_jax.training.reporting import Reporter, Workload
-from sra_jax.training.signals import StopSignals
+from sra_jax.training.preemption import StopSignals
+from sra_jax.training.reporter import Reporter, Workload
 
 STEPS = 10  # in each report of the loop
 

@@ -42,8 +42,8 @@ from learning_train import Trainer, time_steps
 from records import Clock, Record, add_flags, start
 from timing import describe_machine
 
-from sra_jax.files import replacing
-from sra_jax.progress import format_seconds
+from sra_jax.core.files import replacing
+from sra_jax.core.progress import format_seconds
 
 SEEDS = (0, 1, 2)
 # Train steps in one dispatch. More would not be faster, and timing them would take longer.

@@ -10,15 +10,15 @@ from learning_recipes import Setting, make_recipe
 from learning_train import without_head
 
 from sra_jax.codecs import PixelCodec
+from sra_jax.core.random import stream_key
 from sra_jax.data.digits import load_digits
 from sra_jax.data.shapes import TRAINING, draw_shapes
 from sra_jax.evaluation.classifier import train_classifier
-from sra_jax.evaluation.probe import QuickProtocol, accuracy, standardise
 from sra_jax.evaluation.statistics import Gaussian, fit_gaussian, frechet_distance
 from sra_jax.models import DiffusionTransformer
-from sra_jax.randomness import stream_key
-from sra_jax.sampling.generate import make_sampler, sample_chunks
+from sra_jax.probing.linear import QuickProtocol, accuracy, standardise
 from sra_jax.sampling.guidance import Guidance
+from sra_jax.sampling.sampler import make_sampler, sample_chunks
 from sra_jax.sampling.solvers import make_steps
 
 PART = 250  # images that are sampled, or read, at a time

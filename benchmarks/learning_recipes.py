@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sra_jax.methods.sra import SRAConfig, WeightSchedule
 from sra_jax.models import TransformerConfig
 from sra_jax.processes import Interpolant
-from sra_jax.sra import SRAConfig, WeightSchedule
 from sra_jax.training.optimizer import OptimizerConfig
 from sra_jax.training.step import StepConfig
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from learning_recipes import Recipe
 
+from sra_jax.core.random import stream_key
 from sra_jax.models import DiffusionTransformer, init_params
-from sra_jax.randomness import stream_key
 from sra_jax.training.optimizer import make_optimizer
 from sra_jax.training.state import TrainState
 from sra_jax.training.step import Objective, make_train_step

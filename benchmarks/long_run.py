@@ -45,7 +45,7 @@ def watch(
         train__log_every=log_every,
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "sra_jax.train", *flags],
+        [sys.executable, "-m", "sra_jax", "train", *flags],
         env=environment(JAX_LOG_COMPILES="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

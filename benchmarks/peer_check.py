@@ -17,14 +17,14 @@ from records import Record
 from torch_sit import Example as TorchExample
 from torch_sit import SiT, Training, sample
 
+from sra_jax.methods.sra import SRAConfig, WeightSchedule
 from sra_jax.models import DiffusionTransformer, TransformerConfig
 from sra_jax.sampling.guidance import Guidance, make_predictors
 from sra_jax.sampling.solvers import make_steps, solve
-from sra_jax.sra import SRAConfig, WeightSchedule
+from sra_jax.torch_weights import from_torch, to_torch
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState
 from sra_jax.training.step import Example, Objective, accumulate_gradients, apply_gradients
-from sra_jax.weights import from_torch, to_torch
 
 CPU_TOLERANCE, DEVICE_TOLERANCE = 1e-5, 1e-4
 # Adam divides a gradient by its own size. A large epsilon keeps it from doing so to mere rounding.

@@ -3,7 +3,7 @@
   python benchmarks/pods.py
 
 Some programs have been compiled for slices that were not there (`ANCHORS`, made with
-`python -m sra_jax.compile`). Between and beyond them a model speaks, whose first table says how
+`python -m sra_jax compile`). Between and beyond them a model speaks, whose first table says how
 far it is from them. Takes seconds.
 
 The model, for a device with x images of a step, of P parameters over f devices of `fsdp`:
@@ -30,11 +30,12 @@ from typing import NamedTuple
 
 import jax
 from published_models import alignment, transformer
+from sra_jax.pods.slices import SLICES
 from timing import print_table
 
-from sra_jax.forecast import EFFICIENCY, Roofline, make_roofline
-from sra_jax.hardware import CHIPS, GIB, SLICES, Chip
+from sra_jax.distributed.hardware import CHIPS, GIB, Chip
 from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
+from sra_jax.pods.forecast import EFFICIENCY, Roofline, make_roofline
 from sra_jax.training.flops import step_flops
 
 MODEL, BATCH = "XL/2", 256

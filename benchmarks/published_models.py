@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sra_jax.hardware import compiler_options
+from sra_jax.core.random import stream_key
+from sra_jax.distributed.hardware import compiler_options
+from sra_jax.methods.sra import SRAConfig, WeightSchedule
 from sra_jax.models import DiffusionTransformer, TransformerConfig, parse_variant
-from sra_jax.models.variants import Size
+from sra_jax.models.sizes import Size
 from sra_jax.processes import DDPM, Interpolant, Process
-from sra_jax.randomness import stream_key
-from sra_jax.sra import SRAConfig, WeightSchedule
 from sra_jax.training.flops import step_flops
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState, init_state

@@ -23,8 +23,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sra_jax.data.latents import open_latents, write_latents
 from sra_jax.data.pipeline import batches, prefetch
+from sra_jax.data.records import open_latents, write_latents
 from sra_jax.data.spec import LatentSpec
 
 RECORDS, SHARDS, BATCH, CORES = 20_000, 4, 256, 2

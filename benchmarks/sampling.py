@@ -18,8 +18,8 @@ from published_models import process, transformer
 from timing import describe_machine, listed, print_table, ratio, spread, take_turns
 
 from sra_jax.models import DiffusionTransformer, init_params
-from sra_jax.sampling.generate import make_sampler
 from sra_jax.sampling.guidance import Guidance
+from sra_jax.sampling.sampler import make_sampler
 from sra_jax.sampling.solvers import Step, heun_step, make_steps
 
 SOLVERS = (("sit", "sde"), ("sit", "euler"), ("sit", "heun"), ("dit", "ddpm"), ("dit", "ddim"))

@@ -3,7 +3,7 @@
 It has what makes PyTorch fast: bfloat16 autocast, `scaled_dot_product_attention`, `torch.compile`,
 fused AdamW, a foreach EMA, and a teacher that stops at its block. (TF32 is the process's setting:
 `torch.set_float32_matmul_precision("high")`.) Model and step are those of `sra_jax`. Parameters
-have the names of the PyTorch releases, so the state dict of `sra_jax.weights.to_torch` loads.
+have the names of the PyTorch releases, so the state dict of `sra_jax.torch_weights.to_torch` loads.
 Images are [B, C, H, W] here. Needs PyTorch and numpy alone.
 """
 
@@ -34,7 +34,7 @@ class Shape(Protocol):
 
 
 class Blocks(Protocol):
-    """The fields of `sra_jax.sra.SRAConfig` that the loss reads; blocks count from 1."""
+    """The fields of `sra_jax.methods.sra.SRAConfig` that the loss reads; blocks count from 1."""
 
     student_block: int
     teacher_block: int

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 
-from sra_jax.hlo import Instruction, Program
+from sra_jax.pods.hlo import Instruction, Program
 
 PRODUCTS = "matrix products"
 ATTENTION = "attention"

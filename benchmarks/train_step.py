@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from published_models import TrainJob, alignment, compute_dtype, transformer
 from timing import Spread, describe_machine, listed, print_table, ratio, spread, take_turns
 
-from sra_jax.hardware import GIB, chip_of
+from sra_jax.distributed.hardware import GIB, chip_of
 
 SETTING = ("model", "batch", "remat", "attention", "unroll", "method", "teacher")
 FOUND = ("ms a step", "images/s", "TFLOP/s", "of matmul", "MFU", "GiB", "compile, s", "over plain")

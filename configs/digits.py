@@ -1,7 +1,7 @@
 """SiT + SRA, or DiT + SRA, on scikit-learn's 1,797 handwritten digits of 8x8 pixels.
 
-    python -m sra_jax.train --config=configs/digits.py --workdir=runs/digits
-    python -m sra_jax.train --config=configs/digits.py:dit --workdir=runs/digits_dit
+    python -m sra_jax train --config=configs/digits.py --workdir=runs/digits
+    python -m sra_jax train --config=configs/digits.py:dit --workdir=runs/digits_dit
 
 Hardware: two CPU cores, 2 GB of memory. Duration: one to two minutes. Expect every sample to be of
 the class asked for, and a loss that ends near 0.45 (SiT). A run this short needs a higher learning
@@ -10,8 +10,8 @@ rate and a faster EMA than the paper's 1e-4 and 0.9999; the method is the paper'
 
 from ml_collections import ConfigDict
 
-from sra_jax.configuration import base_config, parse_argument, set_process
-from sra_jax.errors import expect_one_of
+from sra_jax.config.recipes import base_config, parse_argument, set_process
+from sra_jax.core.errors import expect_one_of
 
 
 def get_config(argument: str = "sit") -> ConfigDict:

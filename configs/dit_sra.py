@@ -1,6 +1,6 @@
 """DiT + SRA on ImageNet latents: the paper's recipe for every size.
 
-    python -m sra_jax.train --config=configs/dit_sra.py:XL/2,recipe=cosine --workdir=runs/dit_xl \\
+    python -m sra_jax train --config=configs/dit_sra.py:XL/2,recipe=cosine --workdir=runs/dit_xl \\
         --config.data.path=data/imagenet
 
 After the colon: SIZE/PATCH, with SIZE one of S, B, L, XL and PATCH 2, 4 or 8; then, each optional,
@@ -22,7 +22,7 @@ discrete steps, noise and variance predicted, guidance by 1.5 on the first three
 
 from ml_collections import ConfigDict
 
-from sra_jax.configuration import imagenet_config
+from sra_jax.config.recipes import imagenet_config
 
 
 def get_config(argument: str = "XL/2") -> ConfigDict:

@@ -1,7 +1,7 @@
 """SiT + SRA, or DiT + SRA, on 20,000 drawn shapes of 32x32 pixels in 16 classes.
 
-    python -m sra_jax.train --config=configs/shapes.py --workdir=runs/shapes
-    python -m sra_jax.train --config=configs/shapes.py:dit --workdir=runs/shapes_dit
+    python -m sra_jax train --config=configs/shapes.py --workdir=runs/shapes
+    python -m sra_jax train --config=configs/shapes.py:dit --workdir=runs/shapes_dit
 
 A class is a shape (disc, square, triangle, cross) with a texture (plain, stripes, checks, dots);
 colours, size, place, turn and background vary freely. Hard enough to tell methods apart, which the
@@ -15,8 +15,8 @@ noise of a patch, and 192 values do not pass through a trunk of 64.
 
 from ml_collections import ConfigDict
 
-from sra_jax.configuration import base_config, parse_argument, set_process
-from sra_jax.errors import expect_one_of
+from sra_jax.config.recipes import base_config, parse_argument, set_process
+from sra_jax.core.errors import expect_one_of
 
 
 def get_config(argument: str = "sit") -> ConfigDict:

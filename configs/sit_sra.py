@@ -1,6 +1,6 @@
 """SiT + SRA on ImageNet latents: the paper's recipe for every size.
 
-    python -m sra_jax.train --config=configs/sit_sra.py:XL/2 --workdir=runs/xl \\
+    python -m sra_jax train --config=configs/sit_sra.py:XL/2 --workdir=runs/xl \\
         --config.data.path=data/imagenet
 
 After the colon: SIZE/PATCH, with SIZE one of S, B, L, XL and PATCH 2, 4 or 8; then, each optional,
@@ -23,7 +23,7 @@ The paper's ablations are overrides:
   --config.sra.teacher_fraction=0.5                           align half of each batch
 
 Hardware: XL/2 at 256 with batch 256 fits 16 chips of a TPU v5e with slice=v5e:4x4, or wherever
-python -m sra_jax.compile says so; --config.model.remat=dots or full needs less memory.
+python -m sra_jax compile says so; --config.model.remat=dots or full needs less memory.
 Duration: 4M steps are 800 epochs; one step of XL/2 is about 230 TFLOP, so 400k steps take about
 9 hours at a sustained 3 PFLOP/s. Expect the losses to fall smoothly; runs of this size have not
 been made with this code, and the paper's tables say what they should reach.
@@ -31,7 +31,7 @@ been made with this code, and the paper's tables say what they should reach.
 
 from ml_collections import ConfigDict
 
-from sra_jax.configuration import imagenet_config
+from sra_jax.config.recipes import imagenet_config
 
 
 def get_config(argument: str = "XL/2") -> ConfigDict:

@@ -25,11 +25,11 @@ done
 
 ensure_environment ''
 [[ -z "$fresh" ]] || run rm -rf runs/digits
-run "$python" -m sra_jax.train --config=configs/digits.py --workdir=runs/digits
-run "$python" -m sra_jax.sample --workdir=runs/digits --out=runs/digits/samples.npz --grid=runs/digits/samples.png \
+run "$python" -m sra_jax train --config=configs/digits.py --workdir=runs/digits
+run "$python" -m sra_jax sample --workdir=runs/digits --out=runs/digits/samples.npz --grid=runs/digits/samples.png \
   --num=1000 --seed=0
-run "$python" -m sra_jax.evaluate --samples=runs/digits/samples.npz --reference=embedded:digits
-run "$python" -m sra_jax.probe --workdir=runs/digits
+run "$python" -m sra_jax evaluate --samples=runs/digits/samples.npz --reference=embedded:digits
+run "$python" -m sra_jax probe --workdir=runs/digits
 [[ -z "$dry_run" ]] || exit 0
 
 echo

@@ -161,7 +161,7 @@ work() {
   ensure_environment tpu
   touch "$log"
   lines="$(wc -l <"$log")"
-  PYTHONUNBUFFERED=1 "$python" -m sra_jax.train "${train_flags[@]}" >>"$log" 2>&1 </dev/null &
+  PYTHONUNBUFFERED=1 "$python" -m sra_jax train "${train_flags[@]}" >>"$log" 2>&1 </dev/null &
   job=$!
   echo "$job" >"$HOME/sra_jax.pid"
   tail -n "+$((lines + 1))" --pid="$job" -F "$log" 2>/dev/null &

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sra_jax.errors import BAD_INPUT, FAILED, InputError
+from sra_jax.core.errors import BAD_INPUT, FAILED, InputError
 
 if __package__:  # `python -m tests.check_golden` has the root on the path, but not tests/
     sys.path.append(str(Path(__file__).parent))

@@ -1,13 +1,12 @@
 """Runs the commands as a user does, in processes of their own.
 
-`start` is `python -m sra_jax.NAME`. `Forks` makes many short runs cheap: a process that has
+`start` is `python -m sra_jax NAME`. `Forks` makes many short runs cheap: a process that has
 imported what the commands need, and nothing more, runs each as `__main__` in a fork of itself.
 """
 
 import json
 import os
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -66,13 +65,12 @@ def devices(count: int) -> dict[str, str]:
 
 
 def start(name: str, flags: list[str], out=subprocess.PIPE, before="", **extra) -> subprocess.Popen:
-    """`python -m sra_jax.NAME` with `flags`, its output in text pipes or in the file `out`; Python
+    """`python -m sra_jax NAME` with `flags`, its output in text pipes or in the file `out`; Python
     code may be run `before` it."""
-    command = ["-m", f"sra_jax.{name}"]
+    command = ["-m", "sra_jax"]
     if before:
-        module = f"runpy.run_module('sra_jax.{name}', run_name='__main__', alter_sys=True)"
-        command = ["-c", f"{before}\nimport runpy\n{module}"]
-    return start_python([*command, *flags], out, **extra)
+        command = ["-c", f"{before}\nfrom sra_jax.cli.main import main\nmain()"]
+    return start_python([*command, name, *flags], out, **extra)
 
 
 def start_python(arguments: list[str], out=subprocess.PIPE, **extra) -> subprocess.Popen:
@@ -97,7 +95,7 @@ def finish(process: subprocess.Popen) -> Result:
 
 
 def run(name: str, flags: list[str], **extra) -> Result:
-    """Runs `python -m sra_jax.NAME` with `flags`."""
+    """Runs `python -m sra_jax NAME` with `flags`."""
     return finish(start(name, flags, **extra))
 
 
@@ -216,12 +214,13 @@ class Forks:
 def serve() -> None:
     """Answers the requests of a `Forks`, one JSON line each."""
     # Imported, not used: no device is touched before the fork.
-    import sra_jax.encoder
-    import sra_jax.evaluator
-    import sra_jax.prober
-    import sra_jax.sampler
-    import sra_jax.trainer
+    import sra_jax.jobs.encode
+    import sra_jax.jobs.evaluate
+    import sra_jax.jobs.probe
+    import sra_jax.jobs.sample
+    import sra_jax.jobs.train
     import sra_jax.training.tensorboard  # noqa: F401
+    from sra_jax.cli.main import main
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -230,7 +229,7 @@ def serve() -> None:
             there = kill and _names(kill)
             child = os.fork()
             if not child:
-                _become(request, out.fileno(), err.fileno())
+                _become(main, request, out.fileno(), err.fileno())
             if kill:
                 _kill(child, kill, there)
             _, status = os.waitpid(child, 0)
@@ -257,14 +256,14 @@ def _kill(child: int, kill: Kill, there: set[str]) -> None:
     os.kill(child, kill.number)  # at worst a child that has ended, and was not waited for
 
 
-def _become(request: dict, out: int, err: int) -> None:
+def _become(main: Callable, request: dict, out: int, err: int) -> None:
     """Runs the command in this process, and ends it as the command asks."""
     code = 1
     try:
         os.dup2(out, 1), os.dup2(err, 2)
         os.environ.update(request["extra"])
-        sys.argv = [request["name"], *request["flags"]]
-        runpy.run_module(f"sra_jax.{request['name']}", run_name="__main__", alter_sys=True)
+        sys.argv = ["sra-jax", request["name"], *request["flags"]]
+        main()
         code = 0
     except SystemExit as end:
         code = end.code or 0

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from sra_jax import workdir as workdirs
-from sra_jax.converter import ConvertRequest, convert
+from sra_jax.jobs.convert import ConvertRequest, convert
+from sra_jax.run import directory as workdirs
 
 
 def converted(source, out, **choices):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sra_jax.models import DiffusionTransformer, TransformerConfig
-from sra_jax.weights import from_torch
+from sra_jax.torch_weights import from_torch
 
 DATA = Path(__file__).parent / "data"
 

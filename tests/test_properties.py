@@ -18,18 +18,18 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tiny import pixel_spec
 
-from sra_jax import workdir as workdirs
-from sra_jax.configuration import BEST_LAYOUTS, imagenet_config, parse_argument
-from sra_jax.data.latents import open_latents, read_spec, write_latents
-from sra_jax.data.sources import open_source
-from sra_jax.errors import InputError
-from sra_jax.evaluation.images import open_images
+from sra_jax.config.recipes import BEST_LAYOUTS, imagenet_config, parse_argument
+from sra_jax.config.schema import Experiment
+from sra_jax.core.errors import InputError
+from sra_jax.data.image_sets import open_images
+from sra_jax.data.image_sources import open_source
+from sra_jax.data.records import open_latents, read_spec, write_latents
 from sra_jax.evaluation.reference import open_reference
-from sra_jax.experiment import Experiment
+from sra_jax.jobs.sample import SampleRequest, _with_overrides
 from sra_jax.processes import DDPM, Interpolant
-from sra_jax.sampler import SampleRequest, _with_overrides
-from sra_jax.sampling.generate import choose_labels
-from sra_jax.sampling.parts import PartStore
+from sra_jax.run import directory as workdirs
+from sra_jax.sampling.part_store import PartStore
+from sra_jax.sampling.sampler import choose_labels
 from sra_jax.sampling.solvers import SOLVERS, make_steps, parse_steps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))

@@ -3,9 +3,9 @@
 import numpy as np
 
 from sra_jax.data.spec import LatentSpec
+from sra_jax.methods.sra import SRAConfig, WeightSchedule
 from sra_jax.models import DiffusionTransformer, TransformerConfig
 from sra_jax.processes import DDPM, Interpolant
-from sra_jax.sra import SRAConfig, WeightSchedule
 from sra_jax.training.step import Objective
 
 TINY = TransformerConfig(

@@ -5,8 +5,8 @@ import os
 from sra_jax.codecs.base import Codec
 from sra_jax.codecs.pixels import PixelCodec
 from sra_jax.codecs.sd_vae import SDVAECodec
-from sra_jax.codecs.vae_weights import load_sd_vae
-from sra_jax.errors import InputError, expect_one_of
+from sra_jax.codecs.sd_vae_weights import load_sd_vae
+from sra_jax.core.errors import InputError, expect_one_of
 
 
 def codec_from_name(

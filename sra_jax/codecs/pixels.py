@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

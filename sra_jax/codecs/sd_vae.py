@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 
 GROUP_NORM_EPS = 1e-6
 LOG_VARIANCE_RANGE = (-30.0, 20.0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from sra_jax.codecs import PixelCodec
 from sra_jax.data.digits import load_digits
-from sra_jax.data.latents import holds_latents, write_latents
+from sra_jax.data.records import holds_latents, write_latents
 from sra_jax.data.shapes import load_shapes
 from sra_jax.data.spec import LatentSpec
 

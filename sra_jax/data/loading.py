@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from sra_jax.codecs.sd_vae import SDVAECodec, VAEConfig
-from sra_jax.data.latents import Batch
+from sra_jax.core.errors import InputError
 from sra_jax.data.loading import BadItemError, Loader, digest, why_unreadable
+from sra_jax.data.records import Batch
 from sra_jax.data.spec import MAX_CLASSES, LatentSpec
-from sra_jax.errors import InputError
 
 NPY_PREFIX = "npy:"
 LABELS_FILE = "dataset.json"

@@ -8,8 +8,8 @@ from typing import TypeVar
 import grain
 import numpy as np
 
-from sra_jax.data.latents import LatentSource
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
+from sra_jax.data.records import LatentSource
 
 Batch = dict[str, np.ndarray]
 Placed = TypeVar("Placed")

@@ -6,7 +6,7 @@ import reprlib
 from numbers import Real
 from typing import Any
 
-from sra_jax.errors import InputError, expect_one_of
+from sra_jax.core.errors import InputError, expect_one_of
 
 FORMAT_VERSION = 2  # 1 lacks the fields from `source` on; both are read
 MAX_CLASSES = 10**6  # every class is counted in memory, and one wrong label would ask for billions

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
+from sra_jax.core.progress import Progress
 from sra_jax.evaluation.inception import SPATIAL_CHANNELS, Features
-from sra_jax.progress import Progress
 
 WIDTH = 64
 STEPS = 1000

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sra_jax.evaluation.images import CHUNK, ImageSet, batches
+from sra_jax.core.progress import Progress
+from sra_jax.data.image_sets import CHUNK, ImageSet, batches
 from sra_jax.evaluation.inception import Features
-from sra_jax.progress import Progress
 
 PER_DEVICE = 64
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from sra_jax.core.files import replacing
 from sra_jax.evaluation.judge import label
-from sra_jax.files import replacing
 
 FILE = "evaluation.jsonl"
 RANKED_BY = ("fid", "probe_fid")

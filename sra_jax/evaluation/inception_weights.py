@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 from sra_jax.evaluation.inception import IMAGE_SIZE, Inception
 
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
+from sra_jax.data.image_sets import ArrayImages, ImageSet, load_labelled
 from sra_jax.evaluation.classifier import train_classifier
 from sra_jax.evaluation.extraction import Network, extract
-from sra_jax.evaluation.images import ArrayImages, ImageSet, load_labelled
 from sra_jax.evaluation.inception import Inception
 from sra_jax.evaluation.inception_weights import load_inception
+from sra_jax.evaluation.metrics import LABELS, Summary, compare, summarise
 from sra_jax.evaluation.reference import Reference, complete
-from sra_jax.evaluation.suite import LABELS, Summary, compare, summarise
 
 PROBE = "probe_"  # what the names of numbers that only compare models on one data set begin with
 

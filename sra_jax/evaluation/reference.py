@@ -14,21 +14,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sra_jax.core.errors import InputError
+from sra_jax.core.files import replacing
+from sra_jax.data.image_sets import BROKEN, IMAGES, ImageSet, NpzImages, describe_size, open_images
 from sra_jax.data.loading import why_unreadable
-from sra_jax.errors import InputError
 from sra_jax.evaluation.extraction import Network, extract
-from sra_jax.evaluation.images import (
-    BROKEN,
-    IMAGES,
-    ImageSet,
-    NpzImages,
-    describe_size,
-    open_images,
-)
 from sra_jax.evaluation.inception import POOL_WIDTH, SPATIAL_WIDTH
+from sra_jax.evaluation.metrics import Summary, summarise
 from sra_jax.evaluation.statistics import Gaussian
-from sra_jax.evaluation.suite import Summary, summarise
-from sra_jax.files import replacing
 
 POINTS = "points"
 RESOLUTION = "resolution"

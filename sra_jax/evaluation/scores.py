@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 
 SPLIT = 5000
 NEIGHBOURS = 3

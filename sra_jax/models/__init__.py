@@ -1,12 +1,7 @@
 """Diffusion transformers that return their intermediate activations."""
 
-from sra_jax.models.transformer import (
-    DiffusionTransformer,
-    Output,
-    TransformerConfig,
-    init_params,
-)
-from sra_jax.models.variants import SIZES, name_variant, parse_variant
+from sra_jax.models.dit import DiffusionTransformer, Output, TransformerConfig, init_params
+from sra_jax.models.sizes import SIZES, name_variant, parse_variant
 
 __all__ = [
     "SIZES",

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sra_jax.errors import InputError
-from sra_jax.processes.arrays import per_example_mean, per_image
+from sra_jax.core.errors import InputError
+from sra_jax.core.shapes import per_example_mean, per_image
 
 TIMESTEPS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sra_jax.errors import expect_one_of
-from sra_jax.processes.arrays import per_example_mean, per_image
+from sra_jax.core.errors import expect_one_of
+from sra_jax.core.shapes import per_example_mean, per_image
 
 SDE_LAST_TIME = 0.04
 

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 from sra_jax.models import Output
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sra_jax.errors import InputError, expect_one_of
+from sra_jax.core.errors import InputError, expect_one_of
 from sra_jax.processes import DDPM, Interpolant, Process
 from sra_jax.processes.ddpm import learned_range
 from sra_jax.sampling.guidance import Guidance

@@ -6,8 +6,8 @@ cannot be used; a test compares this one with an unrolled compile.
 
 from typing import NamedTuple
 
+from sra_jax.methods.sra import SRAConfig
 from sra_jax.models import TransformerConfig
-from sra_jax.sra import SRAConfig
 
 
 class StepFlops(NamedTuple):

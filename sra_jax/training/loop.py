@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from sra_jax.errors import RunError
-from sra_jax.training.checkpoint import CheckpointStore
-from sra_jax.training.reporting import NonFiniteError, Reporter
-from sra_jax.training.signals import StopSignals
+from sra_jax.checkpoints.store import CheckpointStore
+from sra_jax.core.errors import RunError
+from sra_jax.training.preemption import StopSignals
+from sra_jax.training.reporter import NonFiniteError, Reporter
 from sra_jax.training.state import TrainState, nonfinite_leaves
 from sra_jax.training.step import Batch, Metrics
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import optax
 
-from sra_jax.errors import InputError, expect_one_of
+from sra_jax.core.errors import InputError, expect_one_of
 
 
 @dataclass(frozen=True)

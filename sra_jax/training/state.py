@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sra_jax.core.random import stream_key
 from sra_jax.models import DiffusionTransformer, init_params
-from sra_jax.randomness import stream_key
 
 
 class TrainState(NamedTuple):

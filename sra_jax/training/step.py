@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
+from sra_jax.core.random import stream_key
+from sra_jax.methods.sra import SRAConfig, WeightSchedule, draw_times, sra_loss
 from sra_jax.models import DiffusionTransformer
 from sra_jax.processes import Process
-from sra_jax.randomness import stream_key
-from sra_jax.sra import SRAConfig, WeightSchedule, draw_times, sra_loss
 from sra_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]

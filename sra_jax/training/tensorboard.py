@@ -22,7 +22,7 @@ from tensorboard.compat.tensorflow_stub.io.gfile import GFile
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from sra_jax.files import in_bucket
+from sra_jax.core.files import in_bucket
 
 FLUSH_SECONDS = 120
 BUCKET_FILE_BYTES = 2**24  # from which on a new one is begun

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from sra_jax.codecs import PixelCodec
+from sra_jax.config.schema import Experiment
 from sra_jax.data.digits import load_digits
-from sra_jax.experiment import Experiment
 from sra_jax.training.optimizer import make_optimizer
 from sra_jax.training.state import init_state
 from sra_jax.training.step import Objective, StepConfig, draw_example

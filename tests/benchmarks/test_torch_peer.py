@@ -13,8 +13,8 @@ import torch_sit
 from contestants import Work, make_contestant
 from published_models import alignment, transformer
 
+from sra_jax.methods.sra import SRAConfig
 from sra_jax.models import TransformerConfig
-from sra_jax.sra import SRAConfig
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "torch_peer.py"
 TINY = transformer("tiny", "sit", 8)

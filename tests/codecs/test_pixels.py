@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sra_jax.codecs import PixelCodec, codec_from_name
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 

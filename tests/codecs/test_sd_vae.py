@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from sra_jax.codecs import Codec, PixelCodec, SDVAECodec, codec_from_name, load_sd_vae
 from sra_jax.codecs.sd_vae import AutoencoderKL, VAEConfig, decode_latents, encode_images
-from sra_jax.codecs.vae_weights import config_from_diffusers, params_from_diffusers
-from sra_jax.errors import InputError
+from sra_jax.codecs.sd_vae_weights import config_from_diffusers, params_from_diffusers
+from sra_jax.core.errors import InputError
 
 PARITY = 1e-5  # the contract is 1e-4
 WEIGHTS = "diffusion_pytorch_model.safetensors"

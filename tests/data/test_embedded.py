@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from sra_jax.codecs import codec_from_name
+from sra_jax.core.errors import InputError
 from sra_jax.data.digits import load_digits
 from sra_jax.data.embedded import EMBEDDED, ensure_embedded
-from sra_jax.data.latents import open_latents
+from sra_jax.data.image_sets import open_images
+from sra_jax.data.image_sources import open_source
+from sra_jax.data.records import open_latents
 from sra_jax.data.shapes import draw_shapes
-from sra_jax.data.sources import open_source
-from sra_jax.errors import InputError
-from sra_jax.evaluation.images import open_images
 
 
 def first_digits(count):

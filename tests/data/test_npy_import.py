@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from sra_jax.core.errors import InputError
 from sra_jax.data.npy_import import NpyLatents
-from sra_jax.errors import InputError
 
 NAMES = [f"{i // 4:05d}/img-mean-std-{i:08d}.npy" for i in range(10)]
 LABELS = [3, 0, 1, 3, 2, 2, 0, 1, 1, 3]

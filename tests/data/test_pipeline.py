@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny import pixel_spec
 
-from sra_jax.data.latents import open_latents, write_latents
+from sra_jax.core.errors import InputError
 from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.errors import InputError
+from sra_jax.data.records import open_latents, write_latents
 
 RECORDS = 50
 BATCH = 12

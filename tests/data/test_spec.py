@@ -3,8 +3,8 @@ import json
 
 import pytest
 
+from sra_jax.core.errors import InputError
 from sra_jax.data.spec import LatentSpec, describe
-from sra_jax.errors import InputError
 
 SPEC = LatentSpec(
     codec="sd_vae",

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tiny import hurry_classifier
 
+from sra_jax.core.errors import InputError
 from sra_jax.data.digits import load_digits
-from sra_jax.errors import InputError
 from sra_jax.evaluation.classifier import ConvNet, train_classifier
-from sra_jax.evaluator import EvaluateRequest, evaluate
+from sra_jax.jobs.evaluate import EvaluateRequest, evaluate
 
 
 @pytest.fixture(scope="module")

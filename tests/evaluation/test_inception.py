@@ -12,7 +12,7 @@ from commands import run
 from golden import DATA, relative_error
 from safetensors.numpy import save_file
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 from sra_jax.evaluation.inception import Inception, resize
 from sra_jax.evaluation.inception_weights import load_inception, params_from_torch
 from sra_jax.evaluation.scores import inception_score

@@ -6,7 +6,7 @@ import scipy.special
 import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 from sra_jax.evaluation.scores import PrecisionRecall, inception_score, precision_recall
 
 

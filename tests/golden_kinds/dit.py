@@ -26,9 +26,9 @@ from golden_kinds.shared import (
     sample,
 )
 
+from sra_jax.methods.sra import sra_loss
 from sra_jax.processes import DDPM
 from sra_jax.sampling.guidance import Guidance
-from sra_jax.sra import sra_loss
 from sra_jax.training.step import Example
 
 

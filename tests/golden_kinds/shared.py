@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from golden import Comparison, Golden, Jitted, compare_worst
 
+from sra_jax.methods.sra import SRAConfig, WeightSchedule
 from sra_jax.models import DiffusionTransformer
 from sra_jax.processes import Process
 from sra_jax.sampling.guidance import Guidance, make_predictors
 from sra_jax.sampling.solvers import make_steps, solve
-from sra_jax.sra import SRAConfig, WeightSchedule
+from sra_jax.torch_weights import to_torch
 from sra_jax.training.step import Objective, accumulate_gradients
-from sra_jax.weights import to_torch
 
 
 def bind_models(model: Jitted, student: Any, teacher: Any) -> tuple[Callable, Callable, Callable]:

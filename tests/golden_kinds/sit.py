@@ -29,14 +29,15 @@ from golden_kinds.shared import (
     make_method,
     sample,
 )
+from sra_jax.methods.distances import DISTANCES
 
+from sra_jax.methods.sra import sra_loss
 from sra_jax.processes import Interpolant
 from sra_jax.sampling.guidance import Guidance
-from sra_jax.sra import DISTANCES, sra_loss
+from sra_jax.torch_weights import to_torch
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState
 from sra_jax.training.step import Example, apply_gradients
-from sra_jax.weights import to_torch
 
 GAP_MAX = 0.2
 

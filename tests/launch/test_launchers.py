@@ -18,7 +18,7 @@ case "$*" in
   *ensurepip,*) exit "${FAKE_ENSUREPIP:-0}" ;;
   "-m venv"*) rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   *"pip install"*) echo "$*" >>calls; echo "$FAKE_PIP_SAYS"; exit "${FAKE_PIP:-0}" ;;
-  "-m sra_jax.train"*)
+  "-m sra_jax train"*)
     echo "$*" | tee -a calls
     [[ ! -e ~/codes ]] || { code="$(head -n 1 ~/codes)"; sed -i 1d ~/codes; exit "$code"; } ;;
   "-m "*) echo "$*" >>calls ;;
@@ -98,11 +98,11 @@ DRY_RUNS = {
     "quickstart.sh": [
         "python3.11 -m venv --clear --without-pip .venv",
         INSTALL + ".",
-        "python -m sra_jax.train --config=configs/digits.py --workdir=runs/digits",
-        "python -m sra_jax.sample --workdir=runs/digits --out=runs/digits/samples.npz"
+        "python -m sra_jax train --config=configs/digits.py --workdir=runs/digits",
+        "python -m sra_jax sample --workdir=runs/digits --out=runs/digits/samples.npz"
         " --grid=runs/digits/samples.png --num=1000 --seed=0",
-        "python -m sra_jax.evaluate --samples=runs/digits/samples.npz --reference=embedded:digits",
-        "python -m sra_jax.probe --workdir=runs/digits",
+        "python -m sra_jax evaluate --samples=runs/digits/samples.npz --reference=embedded:digits",
+        "python -m sra_jax probe --workdir=runs/digits",
     ],
     "test.sh": [INSTALL + "'.[test]'", f".venv/bin/python {PYTEST}"],
     "tpu_pod.sh": [
@@ -115,7 +115,7 @@ DRY_RUNS = {
         INSTALL + "'.[cuda]'",
         "sbatch --job-name=sra",
         "--xla_gpu_enable_latency_hiding_scheduler=true",
-        "srun --kill-on-bad-exit=0 .venv/bin/python -m sra_jax.train --config=configs/sit_sra.py",
+        "srun --kill-on-bad-exit=0 .venv/bin/python -m sra_jax train --config=configs/sit_sra.py",
         "scontrol requeue",
     ],
 }
@@ -282,7 +282,7 @@ def test_tpu_pod_restarts_until_the_training_ends(clone, tmp_path, codes):
     attempt = ["tpu-vm describe", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
     made = attempt * len(codes) + ["tpu-vm describe"] * (codes[-1] == 1)
     assert calls(clone) == made
-    command = "-m sra_jax.train --config=configs/sit_sra.py:XL/2 --workdir=gs://b/r"
+    command = "-m sra_jax train --config=configs/sit_sra.py:XL/2 --workdir=gs://b/r"
     trained = f"{command} --config.train.steps=9\n" * len(codes)
     assert (tmp_path / "sra_jax.log").read_text() == trained
     assert result.stderr.count("installing") == 1, "the worker's .venv survives new code"

@@ -10,7 +10,7 @@ from golden import ROUNDING, relative_error
 from tiny import SMALL, random_inputs
 
 from sra_jax.models import DiffusionTransformer, init_params
-from sra_jax.weights import to_torch
+from sra_jax.torch_weights import to_torch
 
 
 @pytest.fixture(scope="module")

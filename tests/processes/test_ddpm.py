@@ -7,7 +7,7 @@ import pytest
 from golden import LOSSES, VB_AT_0, relative_error
 from scipy import integrate, stats
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 from sra_jax.processes import DDPM
 from sra_jax.processes.ddpm import (
     BIN,

@@ -7,7 +7,7 @@ import pytest
 from golden import LOSSES, ROUNDING, relative_error
 from scipy import stats
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 from sra_jax.processes import Interpolant
 
 PATHS = ["linear", "cosine"]

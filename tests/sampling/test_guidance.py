@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 from sra_jax.models import Output
 from sra_jax.processes import DDPM, Interpolant
 from sra_jax.sampling.guidance import Guidance, make_predictors

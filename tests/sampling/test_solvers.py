@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden import relative_error
 
-from sra_jax.errors import InputError
+from sra_jax.core.errors import InputError
 from sra_jax.models import Output
 from sra_jax.processes import DDPM, Interpolant
 from sra_jax.sampling.guidance import Guidance, make_predictors

@@ -12,9 +12,9 @@ from golden import count_multiply_adds
 from jax.experimental.compilation_cache import compilation_cache
 from tiny import TINY, make_batch, make_objective
 
+from sra_jax.methods.sra import SRAConfig
 from sra_jax.models import SIZES, TransformerConfig
 from sra_jax.models.layers import Block
-from sra_jax.sra import SRAConfig
 from sra_jax.training.flops import step_flops
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import init_state

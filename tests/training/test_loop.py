@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sra_jax.errors import RunError
-from sra_jax.training.checkpoint import CheckpointStore
+from sra_jax.checkpoints.store import CheckpointStore
+from sra_jax.core.errors import RunError
 from sra_jax.training.loop import run_steps
-from sra_jax.training.reporting import Reporter, Workload
-from sra_jax.training.signals import StopSignals
+from sra_jax.training.preemption import StopSignals
+from sra_jax.training.reporter import Reporter, Workload
 from sra_jax.training.state import TrainState
 
 

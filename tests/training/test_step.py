@@ -18,14 +18,15 @@ from golden import (
     relative_error,
     worst_error,
 )
+from sra_jax.distributed.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from tiny import METHOD, TINY, make_batch, make_objective
 
-from sra_jax.errors import InputError
-from sra_jax.hlo import Program
+from sra_jax.core.errors import InputError
+from sra_jax.methods.sra import SRAConfig, WeightSchedule
 from sra_jax.models import DiffusionTransformer
-from sra_jax.parallel import MeshConfig, batch_sharding, make_mesh, replicated
+from sra_jax.pods.hlo import Program
 from sra_jax.processes import Interpolant
-from sra_jax.sra import SRAConfig, WeightSchedule
+from sra_jax.torch_weights import to_torch
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState, init_state, nonfinite_leaves
 from sra_jax.training.step import (
@@ -36,7 +37,6 @@ from sra_jax.training.step import (
     apply_gradients,
     make_train_step,
 )
-from sra_jax.weights import to_torch
 
 # Against the authors' code, in two microbatches; test_check_golden.py does it in one, and for DiT.
 

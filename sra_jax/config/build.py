@@ -1,0 +1,42 @@
+"""Sections of a nested dict as dataclasses: names, types and missing fields are checked here."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from sra_jax.core.errors import InputError, expect_one_of
+
+
+def build(cls: type, section: str, values: Mapping[str, Any]) -> Any:
+    """A dataclass from the values of a section, lists turned into tuples, types checked."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    required = [name for name, f in fields.items() if f.default is dataclasses.MISSING]
+    check_names(f"config section {section}", values, fields, required)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name, value in values.items():
+        check_type(f"{section}.{name}", value, fields[name].type)
+    return cls(**values)
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raises InputError unless `value` is of `kind`: int, float, str, bool, or a tuple of them."""
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        if not isinstance(value, tuple) or len(value) != len(kinds):
+            raise InputError(f"{name} is {value!r}, expected {len(kinds)} values")
+        for part, part_kind in zip(value, kinds, strict=True):
+            check_type(name, part, part_kind)
+        return
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{name} is {value!r}, expected {kind.__name__}")
+
+
+def check_names(what: str, given: Mapping[str, Any], known, required) -> None:
+    if not isinstance(given, Mapping):
+        raise InputError(f"{what} is {given!r}, expected named fields")
+    for name in given:
+        expect_one_of(f"field of {what}", name, known)
+    if missing := [name for name in required if name not in given]:
+        raise InputError(f"{what} lacks {', '.join(missing)}")

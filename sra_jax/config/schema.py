@@ -1,0 +1,279 @@
+"""From a config file's nested dict to validated, frozen dataclasses: what one run is.
+
+Everything that can be known to be wrong without data or devices is refused here, by name.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from sra_jax.config.build import build, check_names, check_type
+from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.distributed.mesh import MeshConfig, batch_sharding
+from sra_jax.methods.sra import SRAConfig, WeightSchedule
+from sra_jax.models import DiffusionTransformer, TransformerConfig
+from sra_jax.processes import PROCESSES, Process
+from sra_jax.sampling.guidance import Guidance
+from sra_jax.sampling.solvers import Step, make_steps, parse_steps
+from sra_jax.training.optimizer import OptimizerConfig
+from sra_jax.training.step import Objective, StepConfig, StepSettings
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer, without what the data decide. "auto" computes in bfloat16 on accelerators,
+    in float32 on CPU, and takes cuDNN's attention where it applies."""
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    dtype: str = "auto"
+    remat: str = "none"
+    attention: str = "auto"
+    scan_unroll: int = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The latents: where they are (a directory, or an embedded set) and what they must be."""
+
+    path: str
+    latent_shape: tuple[int, int, int]
+    num_classes: int
+    examples_per_epoch: int
+
+    def __post_init__(self):
+        shape = self.latent_shape
+        if shape[0] != shape[1] or min(shape) < 1:
+            raise InputError(f"data.latent_shape is {shape}, expected (side, side, channels)")
+        if self.num_classes < 1 or self.examples_per_epoch < 1:
+            raise InputError("data.num_classes and data.examples_per_epoch must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(StepSettings):
+    """The run: lengths and intervals in steps; `batch_size` is global; `keep_every=0` keeps no
+    checkpoint beyond the newest `keep` and the best."""
+
+    steps: int
+    batch_size: int
+    log_every: int = 100
+    checkpoint_every: int = 5000
+    keep: int = 3
+    keep_every: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} is {getattr(self, name)}, expected at least 1")
+        if self.keep_every < 0 or not 0 <= self.seed < 2**32:
+            raise InputError("train.keep_every and train.seed must not be negative (seed < 2**32)")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the run's samples are drawn unless asked otherwise. `steps` is a number, for DiT perhaps
+    "10,20"; `guidance_channels` leading channels are guided, 0 meaning all."""
+
+    solver: str
+    steps: str
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_channels: int = 0
+
+    def __post_init__(self):
+        if len(self.guidance_interval) != 2:
+            raise InputError(
+                f"sampling.guidance_interval is {self.guidance_interval}, expected (LOW, HIGH)"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What a run shows of itself: intervals are in steps, 0 is never.
+
+    A grid of samples every `grid_every`; every `fid_every`, the FID of `fid_images` samples against
+    `reference`, on the features of Inception (weights in the file `inception`) or of a "probe", a
+    small classifier. `vae` is the folder of the VAE's weights, for latents of codec sd_vae.
+    """
+
+    grid_every: int = 0
+    fid_every: int = 0
+    fid_images: int = 5000
+    features: str = "inception"
+    reference: str = ""
+    inception: str = ""
+    vae: str = ""
+
+    def __post_init__(self):
+        expect_one_of("evaluation.features", self.features, ("inception", "probe"))
+        for name, lowest in {"grid_every": 0, "fid_every": 0, "fid_images": 2}.items():
+            if getattr(self, name) < lowest:
+                never = " (0 is never)" if lowest == 0 else ""
+                raise InputError(
+                    f"evaluation.{name} is {getattr(self, name)}, expected at least {lowest}{never}"
+                )
+        if self.fid_every and not self.reference:
+            raise InputError("evaluation.fid_every needs evaluation.reference, real images")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run, whole. Made by `from_dict`."""
+
+    model: ModelConfig
+    process: Process
+    sra: SRAConfig | None
+    weight: WeightSchedule
+    optimizer: OptimizerConfig
+    data: DataConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    sampling: SamplingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "Experiment":
+        """The experiment that a nested dict of plain values describes (see `configs/`).
+
+        Raises:
+          InputError: a section or field that is unknown or missing, or a value that cannot be.
+        """
+        sections = [field.name for field in dataclasses.fields(cls) if field.name != "weight"]
+        check_names("config", config, sections, [s for s in sections if s != "evaluation"])
+        data = build(DataConfig, "data", config["data"])
+        train = build(TrainConfig, "train", config["train"])
+        sra, weight = _read_sra(config["sra"], data.examples_per_epoch // train.batch_size)
+        experiment = cls(
+            model=build(ModelConfig, "model", config["model"]),
+            process=_read_process(config["process"]),
+            sra=sra,
+            weight=weight,
+            optimizer=build(OptimizerConfig, "optimizer", config["optimizer"]),
+            data=data,
+            train=train,
+            mesh=build(MeshConfig, "mesh", config["mesh"]),
+            sampling=build(SamplingConfig, "sampling", config["sampling"]),
+            evaluation=build(EvaluationConfig, "evaluation", config.get("evaluation", {})),
+        )
+        experiment._check()
+        return experiment
+
+    def transformer(self, platform: str) -> TransformerConfig:
+        """The transformer's full shape, computing as suits `platform` ("cpu", "gpu" or "tpu")."""
+        fields = dataclasses.asdict(self.model)
+        if fields["dtype"] == "auto":
+            fields["dtype"] = "float32" if platform == "cpu" else "bfloat16"
+        if fields["attention"] == "auto":
+            head_width = self.model.width // max(self.model.num_heads, 1)
+            suits = fields["dtype"] == "bfloat16" and head_width % 8 == 0 and head_width <= 128
+            fields["attention"] = "cudnn" if platform == "gpu" and suits else "xla"
+        side, _, channels = self.data.latent_shape
+        return TransformerConfig(
+            kind=self.process.model_kind,
+            input_size=side,
+            in_channels=channels,
+            num_classes=self.data.num_classes,
+            **fields,
+        )
+
+    def objective(self, mesh: Mesh) -> Objective:
+        """What is trained, on the devices of `mesh`."""
+        platform = mesh.devices.flat[0].platform
+        config = self.transformer(platform)
+        if config.attention == "cudnn" and platform != "gpu":
+            raise InputError(
+                f"model.attention is cudnn, which {platform} lacks; choose auto or xla"
+            )
+        model = DiffusionTransformer(config, batch_sharding(mesh))
+        return Objective(model, self.process, self.sra, self.weight)
+
+    def step_config(self, scale: float, shift: float) -> StepConfig:
+        """How a step is made on latents of this scale and shift."""
+        shared = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(StepSettings)}
+        return StepConfig(**shared, scale=scale, shift=shift)
+
+    @property
+    def head(self) -> bool:
+        """Whether the parameters include the projection head."""
+        return self.sra is not None and self.sra.head
+
+    @property
+    def stride(self) -> int:
+        """One example of so many is aligned."""
+        return self.sra.stride if self.sra is not None else 1
+
+    @property
+    def parts(self) -> int:
+        """What every device's share of a batch must divide by."""
+        return self.train.microbatches * self.stride
+
+    def guidance(self) -> Guidance:
+        """The guidance that samples of this run use. Raises InputError if it cannot be."""
+        settings, channels = self.sampling, self.data.latent_shape[2]
+        if settings.guidance_channels > channels:
+            raise InputError(
+                f"sampling.guidance_channels is {settings.guidance_channels}, but latents have "
+                f"{channels} channels; 0 guides all"
+            )
+        low, high = settings.guidance_interval
+        return Guidance(settings.guidance, low, high, settings.guidance_channels)
+
+    def solver_steps(self) -> list[Step]:
+        """The steps of the solver that samples of this run use."""
+        steps = parse_steps(self.sampling.steps)
+        return make_steps(self.process, self.sampling.solver, steps)
+
+    def _check(self) -> None:
+        depth = self.transformer("cpu").depth
+        if self.sra is not None and self.sra.teacher_block > depth:
+            raise InputError(
+                f"sra.teacher_block is {self.sra.teacher_block}, but the model has {depth} blocks"
+            )
+        if self.train.batch_size % self.parts:
+            raise InputError(
+                f"train.batch_size {self.train.batch_size} does not divide into "
+                f"{self.train.microbatches} microbatches of groups of {self.stride} "
+                "(1 / sra.teacher_fraction)"
+            )
+        if self.evaluation.fid_every % self.train.checkpoint_every:
+            raise InputError(
+                f"evaluation.fid_every is {self.evaluation.fid_every}, expected a multiple of "
+                f"train.checkpoint_every {self.train.checkpoint_every}: the best is to be kept"
+            )
+        self.guidance()
+        self.solver_steps()
+
+
+def _read_process(config: Mapping[str, Any]) -> Process:
+    check_names("config section process", config, config, ["name"])
+    fields = dict(config)
+    name = fields.pop("name")
+    expect_one_of("process", name, PROCESSES)
+    return build(PROCESSES[name], "process", fields)
+
+
+def _read_sra(
+    config: Mapping[str, Any], steps_per_epoch: int
+) -> tuple[SRAConfig | None, WeightSchedule]:
+    """The method (None where its weight is 0), and its weight's schedule."""
+    check_names("config section sra", config, config, ["weight"])
+    fields = dict(config)
+    for name, kind in {"weight": float, "constant_epochs": int, "decade_epochs": int}.items():
+        check_type(f"sra.{name}", fields.get(name, 0), kind)
+    if not 0 <= fields["weight"] < math.inf:
+        raise InputError(f"sra.weight is {fields['weight']}, expected at least 0 (0: no alignment)")
+    schedule = WeightSchedule(
+        weight=fields.pop("weight"),
+        steps_per_epoch=max(steps_per_epoch, 1),
+        constant_epochs=fields.pop("constant_epochs", 0),
+        decade_epochs=fields.pop("decade_epochs", 0) or None,
+    )
+    method = build(SRAConfig, "sra", fields)
+    return (method if schedule.weight > 0 else None), schedule

@@ -1,0 +1,293 @@
+"""From a PyTorch file to a workdir, and from a workdir to a PyTorch file."""
+
+import contextlib
+import dataclasses
+import logging
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from sra_jax.checkpoints.orbax_options import saving_leanly
+from sra_jax.checkpoints.store import CheckpointStore
+from sra_jax.codecs import SDVAECodec
+from sra_jax.config.recipes import imported_config
+from sra_jax.config.schema import Experiment
+from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.core.files import expect_local, replacing, writable_directory, writable_file
+from sra_jax.data.spec import LatentSpec
+from sra_jax.jobs.requests import ConvertRequest
+from sra_jax.models import name_variant
+from sra_jax.run import directory as workdirs
+from sra_jax.torch_weights import to_torch
+from sra_jax.torch_weights.adamw import AdamWState, adamw_from_torch
+from sra_jax.torch_weights.files import (
+    ENDINGS,
+    TORCH_ENDINGS,
+    TorchCheckpoint,
+    import_torch,
+    read_checkpoint,
+    write_checkpoint,
+)
+from sra_jax.torch_weights.imported import Choices, ImportedModel, latent_spec
+from sra_jax.torch_weights.recognise import clean_names, path_of
+from sra_jax.training.optimizer import make_optimizer
+
+TREES = {"model": "params", "ema": "ema"}  # theirs and ours
+PROJECTORS = "projectors"  # a tree of its own, where they are kept: "params" and "ema", by name
+IMPORT_FLAGS = ("optimizer", "keep_projectors", *(f.name for f in dataclasses.fields(Choices)))
+EXPORT_FLAGS = ("weights", "checkpoint")
+
+_log = logging.getLogger(__name__)
+
+
+def convert(request: ConvertRequest) -> None:
+    """Makes a workdir of a PyTorch file, or a PyTorch file of a workdir: whole, or not at all.
+
+    Raises:
+      InputError: something about the request or the source is wrong; nothing was written.
+    """
+    reads, writes = (path.endswith(ENDINGS) for path in (request.source, request.out))
+    if reads == writes:
+        both = ("both", "and", "end") if reads else ("neither", "nor", "ends")
+        raise InputError(
+            f"{both[0]} --source={request.source} {both[1]} --out={request.out} {both[2]} in "
+            f"{', '.join(ENDINGS)}; expected one file that does, and one workdir"
+        )
+    defaults = ConvertRequest("", "")
+    for name in EXPORT_FLAGS if reads else IMPORT_FLAGS:
+        if getattr(request, name) != getattr(defaults, name):
+            what = "workdir is exported" if reads else "file is converted"
+            raise InputError(f"--{name} is for when a {what}; leave it out")
+    _expect_free(request.out)
+    with _without_empty_parents(request.out):
+        if reads:
+            _import(request)
+        else:
+            _export(request)
+
+
+def _import(request: ConvertRequest) -> None:
+    """A file of PyTorch weights -> a workdir."""
+    expect_one_of("optimizer", request.optimizer, ("fresh", "carried"))
+    checkpoint = read_checkpoint(request.source)
+    choices = {field.name: getattr(request, field.name) for field in dataclasses.fields(Choices)}
+    model = ImportedModel(checkpoint, Choices(**choices))
+    found = model.found
+    _log.info("recognised %s", found.describe())
+    path = path_of(checkpoint.args)
+    config = imported_config(found.config, found.head, path, found.layout == "sit").to_dict()
+    moments = None
+    if request.optimizer == "carried":
+        moments = _moments(checkpoint, model)
+        config["optimizer"] |= moments.settings
+    experiment = Experiment.from_dict(config)
+    projectors = _projectors(model, request.keep_projectors)
+    with _staged(request.out) as directory:
+        trees = _read_trees(model) | projectors
+        step = moments.count if moments else 0
+        trees["step"] = jnp.asarray(step, jnp.int32)
+        if moments:
+            trees["opt_state"] = _optimizer_state(experiment, trees["params"], moments)
+        data = latent_spec(found.config)
+        workdirs.remember(directory, config, data)
+        _save(directory, step, trees, {"config": config, "source": request.source})
+    _log.info("workdir: %s (step %s, optimizer %s)", request.out, f"{step:,}", request.optimizer)
+    _tell_next(request.out, experiment, data)
+
+
+def _expect_free(out: str) -> None:
+    expect_local(out)
+    target = Path(out)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise InputError(f"{out} is there already; choose another --out, or remove it")
+
+
+@contextlib.contextmanager
+def _without_empty_parents(out: str) -> Iterator[None]:
+    """Removes those directories again that were made for `out` and hold nothing."""
+    missing = [parent for parent in Path(out).absolute().parents if not parent.exists()]
+    try:
+        yield
+    finally:
+        for parent in missing:  # the innermost first
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                parent.rmdir()
+
+
+def _tell_next(out: str, experiment: Experiment, data: LatentSpec) -> None:
+    """Which commands take the run at `out`, with the flags that it needs."""
+    sampling = experiment.sampling
+    _log.info(
+        "what the file does not tell is as in configs/: sampled with %s, %s steps, guidance %s",
+        *(sampling.solver, sampling.steps, sampling.guidance),
+    )
+    vae = " --vae=FOLDER" if data.codec == SDVAECodec.name else ""
+    flags = {
+        "sample": f"{vae} --out=samples.npz",
+        "evaluate": f"{vae} --reference=FILE --inception=FILE",
+        "probe": " --data=DIR",
+        "train": f" --config={_config_file(experiment)} --config.data.path=DIR",
+    }
+    for command, more in flags.items():
+        _log.info("next: python -m sra_jax.%s --workdir=%s%s", command, shlex.quote(out), more)
+
+
+def _config_file(experiment: Experiment) -> str:
+    """What trains such a model: its config file with the argument; FILE where none is shipped."""
+    model, data = experiment.model, experiment.data
+    variant = name_variant(model.width, model.depth, model.num_heads, model.patch_size)
+    resolution = {(32, 32, 4): 256, (64, 64, 4): 512}.get(data.latent_shape)
+    if variant is None or resolution is None or data.num_classes != 1000:
+        return "FILE"
+    options = f"res={resolution}" + ("" if experiment.head else ",weight=0")
+    path = getattr(experiment.process, "path", "linear")
+    more = "" if path == "linear" else f" --config.process.path={path}"
+    return f"configs/{experiment.process.model_kind}_sra.py:{variant},{options}{more}"
+
+
+@contextlib.contextmanager
+def _staged(out: str) -> Iterator[epath.Path]:
+    """A run's directory beside `out`, which becomes `out` when all went well."""
+    staging = writable_directory(f"{out.rstrip('/')}.converting")
+    with workdirs.claimed(epath.Path(staging)):
+        try:
+            for left in ("checkpoints", workdirs.CONFIG_FILE):  # by a conversion that was killed
+                shutil.rmtree(staging / left, ignore_errors=True)
+            workdirs.prepare(epath.Path(staging))
+            yield epath.Path(staging)
+            staging.replace(out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _read_trees(model: ImportedModel) -> dict[str, Any]:
+    """The student's and the EMA's parameters on the device; a file with one of them gives both."""
+    trees = {}
+    for name in model.trees:
+        _log.info("reading %s", name)
+        trees[TREES[name]] = _placed(model.read(name))
+    if len(trees) == 1:
+        _log.info("the file holds one set of weights, taken for the student's and the EMA's")
+        (only,) = trees.values()
+        trees = dict.fromkeys(TREES.values(), only)
+    return trees
+
+
+def _placed(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree on the default device. Empties the one given, leaf by leaf, so that no two trees are
+    held at once."""
+    placed = {}
+    for name in list(tree):
+        value = tree.pop(name)
+        is_tree = isinstance(value, dict)
+        placed[name] = _placed(value) if is_tree else jnp.asarray(value).block_until_ready()
+    return placed
+
+
+def _moments(checkpoint: TorchCheckpoint, model: ImportedModel) -> AdamWState:
+    """The optimiser's state of a training checkpoint."""
+    if model.found.layout == "sit":
+        raise InputError(
+            "the optimiser of the original SiT counts time the other way, and its second moments "
+            "cannot be turned; use --optimizer=fresh"
+        )
+    if model.new_head:
+        raise InputError("a new projection head has no moments; use --optimizer=fresh")
+    if checkpoint.optimizer is None or "model" not in checkpoint.trees:
+        raise InputError("the file holds no optimiser with its model; use --optimizer=fresh")
+    names = list(clean_names(checkpoint.trees["model"]))
+    return adamw_from_torch(checkpoint.optimizer, names, model.found.config, model.found.head)
+
+
+def _optimizer_state(experiment: Experiment, params: Any, moments: AdamWState) -> Any:
+    """What `make_optimizer` of this run carries, with the moments in it."""
+    empty = jax.eval_shape(make_optimizer(experiment.optimizer).init, params)
+    count = jnp.asarray(moments.count, jnp.int32)
+    return optax.tree.set(empty, count=count, mu=_placed(moments.mu), nu=_placed(moments.nu))
+
+
+def _projectors(model: ImportedModel, keep: bool) -> dict[str, Any]:
+    """REPA's projectors as a tree to save beside the weights; nothing where there are none."""
+    found = {TREES[name]: tree for name, tree in model.projectors.items() if tree}
+    if not found:
+        if keep:
+            raise InputError("the file holds no projectors; leave --keep_projectors out")
+        return {}
+    count = len(next(iter(found.values())))
+    if not keep:
+        _log.info("%s tensors of projectors dropped; --keep_projectors keeps them", count)
+        return {}
+    _log.info("%s tensors of projectors kept", count)
+    (first, *_) = found.values()
+    found = {name: found.get(name, first) for name in TREES.values()}
+    return {PROJECTORS: jax.tree.map(lambda tensor: jnp.asarray(np.asarray(tensor)), found)}
+
+
+def _save(directory: epath.Path, step: int, trees: dict[str, Any], metadata: dict) -> None:
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+    _log.info("writing %.1f GB", size / 1e9)
+    shapes = jax.tree.map(lambda leaf: list(leaf.shape), trees.get(PROJECTORS, {}))
+    with CheckpointStore(directory) as store, saving_leanly(trees):
+        store.save(step, trees, metadata | {PROJECTORS: shapes})
+        store.wait()
+
+
+def _export(request: ConvertRequest) -> None:
+    """A workdir -> a file of PyTorch weights."""
+    if Path(request.source).is_file():
+        raise InputError(
+            f"--source={request.source} is a file that does not end in {', '.join(ENDINGS)}, "
+            "expected a workdir to export; rename the file, or check the path"
+        )
+    out = writable_file(request.out, ENDINGS)
+    if out.suffix in TORCH_ENDINGS:
+        import_torch(out)
+    trained = workdirs.load_model(request.source, request.weights, request.checkpoint)
+    config = trained.model.config
+    tensors = to_torch(trained.params, config) | _saved_projectors(request, trained.step)
+    kind = {"sit": "SiT", "dit": "DiT"}[config.kind]
+    variant = name_variant(config.width, config.depth, config.num_heads, config.patch_size)
+    facts = {
+        "model": f"{kind}-{variant}" if variant else kind,
+        "num_heads": config.num_heads,
+        "steps": trained.step,
+    }
+    if path := getattr(trained.experiment.process, "path", None):
+        facts["path_type"] = path
+    with replacing(out) as scratch:
+        write_checkpoint(scratch, tensors, facts)
+    _log.info(
+        "%s weights of step %s, %s tensors: %s",
+        request.weights,
+        f"{trained.step:,}",
+        len(tensors),
+        out,
+    )
+    if not trained.experiment.head:
+        _log.warning(
+            "the model has no projection head (ap_head), which the SRA authors' scripts look for: "
+            "load it there with strict=False"
+        )
+
+
+def _saved_projectors(request: ConvertRequest, step: int) -> Mapping[str, np.ndarray]:
+    """The projectors kept at an import, by their names there."""
+    which = {"ema": "ema", "student": "params"}[request.weights]
+    with CheckpointStore(request.source) as store:
+        shapes = store.metadata(step).get(PROJECTORS)
+        if not shapes:
+            return {}
+        abstract = {
+            name: {key: jax.ShapeDtypeStruct(tuple(s), np.float32) for key, s in tree.items()}
+            for name, tree in shapes.items()
+        }
+        _, trees = store.restore({PROJECTORS: abstract}, step)
+    return {name: np.asarray(array) for name, array in trees[PROJECTORS][which].items()}

@@ -1,0 +1,211 @@
+"""Puts a run together: config, mesh, data, program, checkpoints, loop."""
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from sra_jax.checkpoints.store import CheckpointStore
+from sra_jax.config.schema import DataConfig, Experiment
+from sra_jax.core.errors import InputError
+from sra_jax.core.progress import format_seconds
+from sra_jax.data.embedded import EMBEDDED, ensure_embedded
+from sra_jax.data.pipeline import batches, prefetch
+from sra_jax.data.records import LatentSource, open_latents
+from sra_jax.data.spec import describe
+from sra_jax.distributed.hardware import chip_of
+from sra_jax.distributed.mesh import batch_sharding, check_batch, make_mesh
+from sra_jax.distributed.sharding import local_rows, place_batch, sharding_table
+from sra_jax.evaluation.history import best_step
+from sra_jax.jobs.monitor import Monitor
+from sra_jax.run import directory as workdirs
+from sra_jax.run.program import TrainProgram, make_program
+from sra_jax.run.provenance import data_fingerprint
+from sra_jax.training.loop import run_steps
+from sra_jax.training.preemption import StopSignals
+from sra_jax.training.reporter import Reporter, Workload, open_writer
+from sra_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+def train(config: Mapping[str, Any], workdir: str) -> int:
+    """Trains, or goes on training, the run that `config` describes in `workdir`.
+
+    Returns:
+      The exit code: 0 when finished, 75 or 130 when stopped by SIGTERM or Ctrl-C, all saved.
+
+    Raises:
+      InputError: something about the config, the data or the workdir is wrong; nothing was done.
+      RunError: the run cannot go on.
+    """
+    experiment = Experiment.from_dict(config)
+    mesh = make_mesh(experiment.mesh)
+    check_batch(experiment.train.batch_size, experiment.parts, mesh)
+    directory = workdirs.open_directory(workdir)
+    source = open_data(experiment.data, directory)
+    workdirs.prepare(directory)
+    program = make_program(experiment, source.spec, mesh)
+    with workdirs.claimed(directory):
+        workdirs.remember(directory, config, source.spec, data_fingerprint(source.files))
+        return _train(experiment, config, directory, source, mesh, program)
+
+
+def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
+    """Opens the latents of a run; an embedded set is written to `workdir/data` first.
+
+    Raises:
+      InputError: no such data, or not what the config says they are.
+    """
+    path = data.path
+    if embedded := EMBEDDED.get(path):
+        _expect_data(path, embedded.shape, embedded.num_classes, data)  # before it is written
+        workdirs.prepare(workdir)
+        path = ensure_embedded(path, workdir / "data")
+    source = open_latents(path)
+    _expect_data(path, source.spec.latent_shape, source.spec.num_classes, data)
+    if source.spec.num_examples != data.examples_per_epoch:
+        _log.warning(
+            "%s holds %s examples, the config's epochs are of %s (data.examples_per_epoch)",
+            path,
+            f"{source.spec.num_examples:,}",
+            f"{data.examples_per_epoch:,}",
+        )
+    return source
+
+
+def _expect_data(
+    path: str, latent_shape: tuple[int, ...], num_classes: int, wanted: DataConfig
+) -> None:
+    """Raises InputError unless the latents at `path` are what the config says."""
+    if latent_shape != tuple(wanted.latent_shape):
+        raise InputError(
+            f"{path} holds latents of shape {latent_shape}, the config expects "
+            f"{tuple(wanted.latent_shape)}; choose another data.path, or give "
+            f"--config.data.latent_shape='{latent_shape}'"
+        )
+    if num_classes != wanted.num_classes:
+        raise InputError(
+            f"{path} holds {num_classes} classes, the config expects {wanted.num_classes}; choose "
+            "another data.path, or give --config.data.num_classes"
+        )
+
+
+def _train(
+    experiment: Experiment,
+    config: Mapping[str, Any],
+    workdir: epath.Path,
+    source: LatentSource,
+    mesh: jax.sharding.Mesh,
+    program: TrainProgram,
+) -> int:
+    """Trains until the last step or until asked to stop; returns the exit code."""
+    settings, size = experiment.train, experiment.train.batch_size
+    with CheckpointStore(
+        workdir,
+        keep=settings.keep,
+        keep_every=settings.keep_every or None,
+        best=lambda: best_step(workdir),
+    ) as store:
+        start, state = _restore(store, program)
+        monitor = Monitor(experiment, source.spec, mesh, workdir)
+        if start >= settings.steps and not monitor.is_due(start):
+            _log.info("finished: %s has %s steps", workdir, f"{start:,}")
+            return 0
+        sharding = batch_sharding(mesh)
+        rows = local_rows(size, sharding)
+        reader = batches(source, size, settings.seed, start, rows)
+        _log.info("data     %s", describe(source.spec))
+        _describe(experiment, mesh, program)
+        monitor.open()
+        compiled = _compile(program)
+        writer = open_writer(workdir / "tensorboard")
+        if state is None:
+            state = program.init()
+        else:
+            monitor.after(start, state, writer)  # what the end of the last run may have cut short
+        chip = chip_of(mesh.devices.flat[0])
+        workload = Workload(size, program.flops.useful, mesh.size, chip.flops if chip else None)
+        reporter = Reporter(writer, start, settings.steps, settings.log_every, workload)
+        with StopSignals() as stop, contextlib.closing(reporter):
+            done = run_steps(
+                compiled,
+                state,
+                prefetch(reader, lambda batch: place_batch(batch, rows, size, sharding)),
+                range(start, settings.steps),
+                settings.checkpoint_every,
+                store,
+                lambda step, state: store.save(step, state._asdict(), {"config": dict(config)}),
+                lambda step, state: monitor.after(step, state, writer, lambda: stop.stopped),
+                reporter,
+                stop,
+            )
+    finished = done == settings.steps
+    what = "finished" if finished else "stopped, run the same command to go on"
+    _log.info("%s: step %s is saved in %s", what, f"{done:,}", workdir)
+    return 0 if finished else stop.exit_code
+
+
+def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainState | None]:
+    """The newest good checkpoint's step and state; 0 and None where there is none."""
+    if not store.steps():
+        return 0, None
+    step, trees = store.restore(program.state._asdict(), optional=("opt_state",))
+    _log.info("resuming from step %s", f"{step:,}")
+    if "opt_state" not in trees:  # converted weights
+        _log.info("the checkpoint holds no optimiser's state: starting with a fresh one")
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.opt_state)
+        trees["opt_state"] = jax.jit(lambda: program.init().opt_state, out_shardings=shardings)()
+    return step, TrainState(**trees)
+
+
+def _describe(experiment: Experiment, mesh: jax.sharding.Mesh, program: TrainProgram) -> None:
+    """Logs what is about to run, where, and what a step of it costs."""
+    device, size = mesh.devices.flat[0], experiment.train.batch_size
+    axes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    chip, flops = chip_of(device), program.flops
+    peak = f", peak {chip.flops / 1e12:,.0f} TFLOP/s each" if chip else ""
+    _log.info(
+        "devices  %s %s in %s processes%s", mesh.size, device.device_kind, jax.process_count(), peak
+    )
+    _log.info(
+        "mesh     %s; batch %s, %s a device", axes, size, size * mesh.shape["tensor"] / mesh.size
+    )
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
+    _log.info(
+        "model    %s parameters, %s", f"{count:,}", experiment.transformer(device.platform).dtype
+    )
+    _log.info(
+        "cost     %s GFLOP an image: student %s, teacher %s, head %s, backward %s; recomputed %s",
+        *(
+            f"{value / 1e9:.4g}"
+            for value in (
+                flops.total,
+                flops.student_forward,
+                flops.teacher_forward,
+                flops.head_forward,
+                flops.backward,
+                flops.recomputed,
+            )
+        ),
+    )
+    if xla_flags := os.environ.get("XLA_FLAGS"):
+        _log.info("xla      %s", xla_flags)
+    if mesh.size > 1:
+        for line in sharding_table(program.state.params):
+            _log.info("sharding %s", line)
+
+
+def _compile(program: TrainProgram) -> jax.stages.Compiled:
+    """The step, compiled ahead of time, so that nothing can be compiled again later."""
+    _log.info("compiling the train step")
+    began = time.perf_counter()
+    compiled = program.step.lower(program.state, program.batch).compile()
+    _log.info("compiled in %s", format_seconds(time.perf_counter() - began))
+    return compiled

@@ -1,0 +1,270 @@
+"""Which published model a PyTorch state dict is, by the names and shapes of its tensors."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.models import SIZES, TransformerConfig, name_variant
+from sra_jax.models.layers import position_table
+from sra_jax.torch_weights.layout import BLOCK_TABLE, HEAD_TABLE, TABLE
+from sra_jax.torch_weights.original_sit import OUTPUT_WEIGHT, variance_rows
+
+LAYOUTS = {
+    "sra": "SRA's",
+    "repa": "REPA's",
+    "sit": "the original",
+    "dit": "the original",
+}
+PROJECTORS = "projectors."
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+MODEL_NAME = re.compile(r"(SiT|DiT)-(S|B|L|XL)/(\d+)")
+ORIGINAL_SIT_PATHS = ("Linear", "GVP", "VP")  # the original SiT's spelling
+PATHS = {"linear": "linear", "cosine": "cosine", "Linear": "linear", "GVP": "cosine"}
+VELOCITY = ("v", "velocity")
+SHAPES = {  # the axes of the tensors that the model's shape is read from
+    "pos_embed": "[1, tokens, width]",
+    "x_embedder.proj.weight": "[width, channels, patch, patch]",
+    "y_embedder.embedding_table.weight": "[classes + 1, width]",
+    "final_layer.linear.weight": "[patch * patch * outputs, width]",
+    "blocks.0.mlp.fc1.weight": "[4 * width, width]",
+}
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A published model: whose `layout` it has, its shape, whether it has a projection head, and
+    where the number of heads was found."""
+
+    layout: str
+    config: TransformerConfig
+    head: bool
+    heads_from: str
+
+    def describe(self) -> str:
+        """One line for a log."""
+        config = self.config
+        name = {"sit": "SiT", "dit": "DiT"}[config.kind]
+        variant = name_variant(config.width, config.depth, config.num_heads, config.patch_size)
+        side, channels = config.input_size, config.in_channels
+        return (
+            f"{LAYOUTS[self.layout]} {name}{f'-{variant}' if variant else ''}: depth "
+            f"{config.depth}, width {config.width}, {config.num_heads} heads (from "
+            f"{self.heads_from}), patch {config.patch_size}, latents {side}x{side}x{channels}, "
+            f"{config.num_classes:,} classes, {'a' if self.head else 'no'} projection head"
+        )
+
+
+def clean_names(names: Iterable[str]) -> dict[str, str]:
+    """Each name without what wraps the model, and the name it had.
+
+    REPA's older files count the blocks above the aligned one anew, as `decoder_blocks`; they are
+    numbered on here.
+
+    Raises:
+      InputError: two tensors have one name.
+    """
+    cleaned: dict[str, str] = {}
+    names = list(names)
+    inner = [_unwrap(name) for name in names]
+    first = sum(bool(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", name)) for name in inner)
+    for name, clean in zip(names, inner, strict=True):
+        if match := re.fullmatch(r"decoder_blocks\.(\d+)\.(.*)", clean):
+            clean = f"blocks.{int(match[1]) + first}.{match[2]}"
+        if clean in cleaned:
+            raise InputError(f"tensors {cleaned[clean]} and {name} are both {clean}; keep one")
+        cleaned[clean] = name
+    return cleaned
+
+
+def recognise(
+    state_dict: Mapping[str, Any],
+    args: Mapping[str, Any],
+    layout: str | None = None,
+    num_heads: int | None = None,
+) -> Recognised:
+    """What model `state_dict` (by clean names, of anything with a shape) holds.
+
+    `args` are the arguments it was trained with, as far as known. `layout` and `num_heads` go
+    before what the file says.
+
+    Raises:
+      InputError: no published model, one that this package has no counterpart of, or one whose
+        number of heads nothing tells.
+    """
+    if layout is not None:
+        expect_one_of("layout", layout, LAYOUTS)
+    _refuse_qk_norm(state_dict, args)
+    if not set(SHAPES) <= set(state_dict):
+        raise InputError(_foreign(state_dict))
+    shapes = {name: _shape(state_dict, name) for name in SHAPES}
+    width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+    outputs = shapes["final_layer.linear.weight"][0] / patch**2
+    if outputs not in (channels, 2 * channels):
+        raise InputError(
+            f"the model takes {channels} channels and predicts {outputs:g}; expected {channels} "
+            f"(SiT) or {2 * channels} (DiT, and SiT with a variance)"
+        )
+    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+    if hidden != MLP_RATIO * width:
+        raise InputError(
+            f"the MLPs are {hidden} wide, expected {MLP_RATIO} times the width of {width}"
+        )
+    head = any(name in HEAD_TABLE for name in state_dict)
+    found = layout or _find_layout(state_dict, args, outputs == 2 * channels, patch, channels)
+    kind = "sit" if found in ("sit", "repa") or outputs == channels else "dit"
+    if (found == "dit" and kind != "dit") or (found == "repa" and outputs != channels):
+        raise InputError(
+            f"no model of layout {found!r} predicts {outputs:g} channels from {channels}; leave "
+            "--layout out, or choose another"
+        )
+    heads, heads_from = _find_heads(args, width, num_heads)
+    config = TransformerConfig(
+        kind=kind,
+        input_size=patch * math.isqrt(shapes["pos_embed"][1]),
+        patch_size=patch,
+        in_channels=channels,
+        width=width,
+        depth=_depth(state_dict),
+        num_heads=heads,
+        num_classes=shapes["y_embedder.embedding_table.weight"][0] - 1,
+    )
+    if args.get("num_classes") == config.num_classes + 1:
+        raise InputError(
+            f"the label table has a row for each of the {args['num_classes']} classes and none for "
+            "no class; expected one more (training with label dropout)"
+        )
+    return Recognised(found, config, head, heads_from)
+
+
+def path_of(args: Mapping[str, Any]) -> str:
+    """The interpolant's path, "linear" where the arguments do not say.
+
+    Raises:
+      InputError: a path that is none of ours, or a prediction other than the velocity.
+    """
+    path, prediction = args.get("path_type", "linear"), args.get("prediction", "v")
+    if path not in PATHS:
+        raise InputError(
+            f"the model was trained on the path {path!r}, expected {', '.join(PATHS)}; no other is "
+            "supported"
+        )
+    if prediction not in VELOCITY:
+        raise InputError(f"the model predicts {prediction!r}; only the velocity is supported")
+    return PATHS[path]
+
+
+def position_drift(table: np.ndarray, config: TransformerConfig) -> float:
+    """The largest difference of a stored position table [1, N, D] from its formula."""
+    formula = position_table(config.grid, config.width)
+    return float(np.abs(np.asarray(table, np.float64)[0] - formula).max())
+
+
+def _unwrap(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def _refuse_qk_norm(state_dict: Mapping[str, Any], args: Mapping[str, Any]) -> None:
+    for name in state_dict:
+        if re.search(r"\.attn\.[qk]_norm\.", name):
+            raise InputError(
+                f"the model normalises queries and keys ({name}, --qk-norm), which the transformer "
+                "here does not; use a checkpoint trained without"
+            )
+
+
+def _shape(state_dict: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """The shape of one of the tensors of `SHAPES`, with as many axes as it must have."""
+    shape, axes = np.shape(state_dict[name]), SHAPES[name]
+    fits = len(shape) == axes.count(",") + 1 and all(side > 0 for side in shape)
+    if name == "pos_embed":
+        fits = fits and shape[0] == 1 and math.isqrt(shape[1]) ** 2 == shape[1]
+        axes += ", a square number of tokens"
+    if name == "x_embedder.proj.weight":
+        fits = fits and shape[2] == shape[3]
+    if not fits:
+        raise InputError(f"tensor {name} has shape {shape}, expected {axes}")
+    return shape
+
+
+def _foreign(state_dict: Mapping[str, Any]) -> str:
+    """Why a state dict is none of ours: the layout it is nearest to, and what sets them apart."""
+    base = {*TABLE, *(f"blocks.#.{name}" for name in BLOCK_TABLE)}
+    projectors = {f"{PROJECTORS}#.{i}.{leaf}" for i in (0, 2, 4) for leaf in ("weight", "bias")}
+    known = {"SiT and DiT": base, "SRA": base | {*HEAD_TABLE}, "REPA": base | projectors}
+    given = {re.sub(r"^(blocks|projectors)\.\d+\.", r"\1.#.", name) for name in state_dict}
+
+    def likeness(names: set[str]) -> float:
+        return len(names & given) / len(names | given)
+
+    nearest = max(known, key=lambda name: likeness(known[name]))
+    missing, extra = sorted(known[nearest] - given), sorted(given - known[nearest])
+    return (
+        f"the state dict is of no model known here; nearest is the layout of {nearest}, with which "
+        f"it shares {len(known[nearest] & given)} of {len(known[nearest])} kinds of tensors: it "
+        f"lacks {shorten(missing)}" + (f"; and it has {shorten(extra)}" if extra else "")
+    )
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first four names, and whether there are more."""
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _find_layout(
+    state_dict: Mapping[str, Any], args: Mapping[str, Any], doubled: bool, patch: int, channels: int
+) -> str:
+    """Whose model this is, where the caller does not say.
+
+    The original SiT and DiT have tensors of the same names and shapes. What tells them apart, where
+    the arguments do not: no loss reached the variance that SiT throws away, so it is still zero.
+    """
+    if any(name.startswith(PROJECTORS) for name in state_dict):
+        return "repa"
+    if any(name in HEAD_TABLE for name in state_dict):
+        return "sra"
+    if "image_size" in args and args.get("path_type") in ORIGINAL_SIT_PATHS:
+        return "sit"
+    if not doubled:
+        return "sra"
+    if family := MODEL_NAME.fullmatch(str(args.get("model"))):
+        return family[1].lower()
+    return "dit" if variance_rows(state_dict[OUTPUT_WEIGHT], patch, channels).any() else "sit"
+
+
+def _find_heads(args: Mapping[str, Any], width: int, asked: int | None) -> tuple[int, str]:
+    """The number of attention heads, which no tensor tells, and where it was found."""
+    if asked is not None:
+        return asked, "--num_heads"
+    if str(args.get("num_heads", "")).isdecimal():
+        return int(args["num_heads"]), "num_heads in the file"
+    name = MODEL_NAME.fullmatch(str(args.get("model")))
+    if name and SIZES[name[2]].width == width:
+        return SIZES[name[2]].num_heads, f"the file's model {name[0]}"
+    for size in SIZES.values():
+        if size.width == width:
+            return size.num_heads, f"the published models of width {width}"
+    raise InputError(
+        f"nothing tells how many attention heads a model of width {width} has, and its tensors do "
+        "not; give --num_heads"
+    )
+
+
+def _depth(state_dict: Mapping[str, Any]) -> int:
+    """The number of blocks. Raises InputError if one is missing altogether."""
+    names = (re.match(r"blocks\.(\d+)\.", name) for name in state_dict)
+    numbers = {int(match[1]) for match in names if match}
+    if missing := set(range(len(numbers))) - numbers:
+        raise InputError(
+            f"the state dict has {len(numbers)} blocks, but none numbered {min(missing)}; expected "
+            "them numbered from 0"
+        )
+    return len(numbers)

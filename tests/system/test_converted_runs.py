@@ -1,0 +1,206 @@
+"""A run of converted weights trains, samples and is told of like any other."""
+
+import argparse
+import json
+import logging
+import runpy
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import torch
+from commands import REPOSITORY, assert_bit_identical, saved_arrays
+from converted import assert_same_tree, converted, loaded
+from published import as_original_sit, tensors, training_checkpoint, without_head
+from safetensors.numpy import save_file as save_numpy
+
+from sra_jax.checkpoints.store import CheckpointStore
+from sra_jax.data.records import LatentSpec, write_latents
+from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
+from sra_jax.run import directory as workdirs
+from sra_jax.torch_weights import from_torch, to_torch
+from sra_jax.torch_weights.imported import latent_spec
+
+
+def data_of(path, records=24, **changes):
+    """A data set of random latents that fits the golden models."""
+    fields = {
+        "codec": "sd_vae",
+        "scale": 0.18215,
+        "shift": 0.0,
+        "latent_shape": (8, 8, 4),
+        "resolution": 64,
+        "image_channels": 3,
+        "num_classes": 10,
+    }
+    moments = np.random.default_rng(0).uniform(0.1, 1, (records, 8, 8, 8)).astype(np.float16)
+    spec = LatentSpec(**(fields | changes))
+    write_latents(path, spec, [[(moments, np.arange(records) % 10)]])
+    return path
+
+
+def train_flags(workdir, data, *more):
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    model, sra = config["model"], config["sra"]
+    kind = {"interpolant": "sit", "ddpm": "dit"}[config["process"]["name"]]
+    return [
+        f"--config={REPOSITORY}/configs/{kind}_sra.py:S/2",
+        f"--workdir={workdir}",
+        *(f"--config.model.{k}={model[k]}" for k in ("width", "depth", "num_heads")),
+        *(f"--config.sra.{k}={sra[k]}" for k in ("weight", "student_block", "teacher_block")),
+        f"--config.data.path={data}",
+        "--config.data.latent_shape=(8,8,4)",
+        "--config.data.num_classes=10",
+        "--config.train.batch_size=8",
+        "--config.train.log_every=1",
+        *more,
+    ]
+
+
+def test_training_goes_on_from_converted_weights(forks, tmp_path, sit):
+    """With a fresh optimiser, and any config of the same model; then it is a run like any other."""
+    torch.save(
+        training_checkpoint(sit.state_dict("student"), sit.state_dict("teacher"), {}),
+        tmp_path / "x.pt",
+    )
+    workdir, data = converted(tmp_path / "x.pt", tmp_path / "run"), data_of(tmp_path / "data")
+    flags = train_flags(
+        workdir, data, "--config.train.steps=2", "--config.optimizer.learning_rate=1e-3"
+    )
+    result = forks.run("train", flags)
+    assert (result.code, result.err) == (0, ""), result
+    assert "holds no optimiser's state: starting with a fresh one" in result.out
+    assert "step 2/2" in result.out
+    with CheckpointStore(workdir) as store:
+        assert store.steps() == [0, 2]
+    refused = forks.run("train", [*flags, "--config.train.batch_size=4", "--config.train.steps=4"])
+    assert refused.code == 2 and "train.batch_size was 8, is 4" in refused.err
+
+
+def test_training_refuses_what_converted_weights_are_not(forks, tmp_path, sit):
+    torch.save(tensors(without_head(sit.state_dict("student"))), tmp_path / "x.pt")
+    workdir = converted(tmp_path / "x.pt", tmp_path / "run")
+    before = (workdir / "config.json").read_bytes()
+    data = data_of(tmp_path / "data")
+    other = data_of(tmp_path / "other", scale=0.5)
+    for change, part in (
+        (["--config.model.width=64"], "config.model.width was 32, is 64"),
+        (["--config.sra.weight=0.2"], "no projection head; convert it with --new_head"),
+        ([f"--config.data.path={other}"], "data.scale was 0.18215, is 0.5"),
+        (["--config.process.path=cosine"], "process.path was linear, is cosine"),
+    ):
+        result = forks.run("train", train_flags(workdir, data, "--config.train.steps=1", *change))
+        assert result.code == 2 and part in result.err, result
+        assert len(result.err.splitlines()) == 1
+    assert (workdir / "config.json").read_bytes() == before
+    result = forks.run("train", train_flags(workdir, data, "--config.train.steps=1"))
+    assert (result.code, result.err) == (0, "")
+
+
+def test_a_model_without_a_head_can_be_given_one(forks, tmp_path, dit):
+    torch.save(tensors(without_head(dit.state_dict("student"))), tmp_path / "x.pt")
+    workdir = converted(tmp_path / "x.pt", tmp_path / "run", new_head=True)
+    _, params = loaded(workdir)
+    kernel = params["head"]["fc1"]["kernel"]
+    limit = np.sqrt(6 / sum(kernel.shape))  # xavier's
+    assert 0.9 * limit < np.abs(kernel).max() <= limit
+    assert_same_tree(loaded(workdir, "student")[1], params)
+    result = forks.run(
+        "train", train_flags(workdir, data_of(tmp_path / "data"), "--config.train.steps=1")
+    )
+    assert (result.code, result.err) == (0, "") and "alignment" in result.out
+
+
+def test_the_optimiser_is_carried_over(forks, tmp_path, sit):
+    state = sit.state_dict("student")
+    parameters = tensors(state)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=3e-4, eps=1e-7)
+    for name, tensor in parameters.items():
+        tensor.grad = None if name == "pos_embed" else 0.01 * torch.ones_like(tensor) + tensor
+    optimizer.step()
+    moments = optimizer.state_dict()
+    content = training_checkpoint(state, sit.state_dict("teacher"), {}, moments)
+    torch.save(content, tmp_path / "x.pt")
+    workdir = converted(tmp_path / "x.pt", tmp_path / "run", optimizer="carried")
+    saved = workdirs.read(workdirs.open_directory(str(workdir))).config["optimizer"]
+    assert (saved["learning_rate"], saved["eps"]) == (3e-4, 1e-7)
+    arrays = saved_arrays(workdir, 1)
+    assert arrays["['step']"] == 1
+    for ours, theirs in {"mu": "exp_avg", "nu": "exp_avg_sq"}.items():
+        expected = {
+            name: moments["state"][i][theirs].numpy() if i else np.zeros_like(state[name])
+            for i, name in enumerate(state)  # the position table is the first parameter
+        }
+        leaves, _ = jax.tree_util.tree_flatten_with_path(from_torch(expected, sit.config))
+        start = f"['opt_state'][1][0]['{ours}']"
+        found = {k.removeprefix(start): a for k, a in arrays.items() if k.startswith(start)}
+        assert_bit_identical(found, {jax.tree_util.keystr(k): a for k, a in leaves})
+    flags = train_flags(workdir, data_of(tmp_path / "data"), "--config.train.steps=2")
+    result = forks.run("train", flags)
+    assert (result.code, result.err) == (0, "")
+    assert "resuming from step 1" in result.out and "fresh" not in result.out
+
+
+def test_sample_takes_a_converted_run(forks, tmp_path, sit):
+    """Of pixels: an SD-VAE's weights are not here."""
+    state = sit.state_dict("student")
+    state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"][:, :3]
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        array = state[name].reshape(4, 4, *state[name].shape[1:])[:, :3]
+        state[name] = array.reshape(12, *array.shape[2:])
+    torch.save(tensors(state), tmp_path / "x.pt")
+    result = forks.run(
+        "convert", [f"--source={tmp_path}/x.pt", f"--out={tmp_path}/run", "--num_heads=4"]
+    )
+    assert (result.code, result.err) == (0, ""), result
+    assert "recognised SRA's SiT: depth 4, width 32, 4 heads" in result.out
+    assert f"next: python -m sra_jax sample --workdir={tmp_path}/run --out=samples" in result.out
+    flags = [
+        f"--workdir={tmp_path}/run",
+        f"--out={tmp_path}/o.npz",
+        "--num=2",
+        "--solver_steps=2",
+        "--solver=euler",
+    ]
+    result = forks.run("sample", flags)
+    assert (result.code, result.err) == (0, ""), result
+    assert np.load(tmp_path / "o.npz")["arr_0"].shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("kind", ["sit", "dit"])
+def test_the_command_that_trains_it_further_is_told(tmp_path, kind, head, caplog):
+    """Of a published shape, and it is accepted: no refusal but that the data are missing."""
+    caplog.set_level(logging.INFO, logger="sra_jax")
+    model = TransformerConfig(kind, 32, 2, 4, 384, 12, 6, 1000)
+    init = partial(init_params, DiffusionTransformer(model), jax.random.key(0), head)
+    shapes = jax.eval_shape(init)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    save_numpy(to_torch(params, model), tmp_path / "x.safetensors")
+    converted(tmp_path / "x.safetensors", tmp_path / "run", num_heads=None)
+    told = [line.removeprefix("next: python -m sra_jax.") for line in caplog.messages]
+    told = {line.split()[0]: line.split()[1:] for line in told if "--workdir=" in line}
+    assert told["sample"][1:] == ["--vae=FOLDER", "--out=samples.npz"]
+    assert told["evaluate"][1:] == ["--vae=FOLDER", "--reference=FILE", "--inception=FILE"]
+    assert told["probe"] == [f"--workdir={tmp_path}/run", "--data=DIR"]
+    (path,) = [flag.removeprefix("--config=") for flag in told["train"] if "--config=" in flag]
+    file, _, argument = path.partition(":")
+    config = runpy.run_path(str(REPOSITORY / file))["get_config"](argument).to_dict()
+    workdirs.remember(workdirs.open_directory(str(tmp_path / "run")), config, latent_spec(model))
+
+
+def test_the_guidance_is_the_release_s(tmp_path, sit):
+    state = as_original_sit(sit.state_dict("student"), 2, 4)
+    torch.save(tensors(state), tmp_path / "x.pt")
+    trained, _ = loaded(converted(tmp_path / "x.pt", tmp_path / "run"))
+    assert trained.experiment.sampling.guidance_channels == 3
+    torch.save(
+        {"ema": tensors(state), "args": argparse.Namespace(path_type="GVP")}, tmp_path / "y.pt"
+    )
+    trained, _ = loaded(converted(tmp_path / "y.pt", tmp_path / "other"))
+    assert trained.experiment.process.path == "cosine"
+    converted(tmp_path / "other", tmp_path / "z.safetensors")  # which tells the path
+    trained, _ = loaded(converted(tmp_path / "z.safetensors", tmp_path / "third"))
+    assert trained.experiment.process.path == "cosine"
