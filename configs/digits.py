@@ -10,7 +10,7 @@ rate and a faster EMA than the paper's 1e-4 and 0.9999; the method is the paper'
 
 from ml_collections import ConfigDict
 
-from sra_jax.config.recipes import base_config, parse_argument, set_process
+from sra_jax.config.recipes import base_config, parse_argument, set_method, set_process
 from sra_jax.core.errors import expect_one_of
 
 
@@ -19,7 +19,7 @@ def get_config(argument: str = "sit") -> ConfigDict:
     expect_one_of("process of the digits", kind, ("sit", "dit"))
     config = base_config()
     config.model.update(patch_size=2, width=64, depth=4, num_heads=4)
-    config.sra.update(student_block=1, teacher_block=3)
+    set_method(config, "sra", student_block=1, teacher_block=3)
     config.optimizer.learning_rate = 2e-3
     config.data.update(
         path="embedded:digits", latent_shape=(8, 8, 1), num_classes=10, examples_per_epoch=1797

@@ -8,7 +8,8 @@ After the colon: SIZE/PATCH, with SIZE one of S, B, L, XL and PATCH 2, 4 or 8; t
   recipe=paper   smooth-L1 at a constant 0.2, as the paper says (the default)
   recipe=release smooth-L1 at 0.04, decaying late in training, as the released code does
   recipe=cosine  cosine over features at 0.5 (the weight is ours)
-  weight=0       another weight; 0 is plain DiT, with no teacher at all
+  method=none    plain DiT, with no teacher at all; or another method of docs/methods.md
+  weight=0.1     another weight of the method's loss
   slice=v5e:4x4  the mesh and rematerialisation that the pod dry run found best there;
                  also v5e:16x16 and v5p:2x2x4
 
@@ -26,4 +27,4 @@ from sra_jax.config.recipes import imagenet_config
 
 
 def get_config(argument: str = "XL/2") -> ConfigDict:
-    return imagenet_config(argument, kind="dit", release_weight=0.04)
+    return imagenet_config(argument, kind="dit")

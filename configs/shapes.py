@@ -15,7 +15,7 @@ noise of a patch, and 192 values do not pass through a trunk of 64.
 
 from ml_collections import ConfigDict
 
-from sra_jax.config.recipes import base_config, parse_argument, set_process
+from sra_jax.config.recipes import base_config, parse_argument, set_method, set_process
 from sra_jax.core.errors import expect_one_of
 
 
@@ -24,7 +24,7 @@ def get_config(argument: str = "sit") -> ConfigDict:
     expect_one_of("process of the shapes", kind, ("sit", "dit"))
     config = base_config()
     config.model.update(patch_size=4, width=64, depth=6, num_heads=4)
-    config.sra.update(student_block=2, teacher_block=4)
+    set_method(config, "sra", student_block=2, teacher_block=4)
     config.optimizer.learning_rate = 1e-3
     config.data.update(
         path="embedded:shapes", latent_shape=(32, 32, 3), num_classes=16, examples_per_epoch=20_000

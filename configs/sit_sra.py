@@ -8,7 +8,8 @@ After the colon: SIZE/PATCH, with SIZE one of S, B, L, XL and PATCH 2, 4 or 8; t
   recipe=paper   smooth-L1 at a constant 0.2, as the paper says (the default)
   recipe=release the same, decaying late in training, as the released code does
   recipe=cosine  cosine over features at 0.5, the authors' later advice
-  weight=0       another weight; 0 is plain SiT, with no teacher at all
+  method=none    plain SiT, with no teacher at all; or another method of docs/methods.md
+  weight=0.1     another weight of the method's loss
   slice=v5e:4x4  the mesh and rematerialisation that the pod dry run found best there;
                  also v5e:16x16 and v5p:2x2x4
 
@@ -16,11 +17,12 @@ Samples are drawn as in the paper: along the SDE, in 250 steps, guided for t in 
 or by 2.5 at 512.
 
 The paper's ablations are overrides:
-  --config.sra.student_block=8 --config.sra.teacher_block=8   other blocks
-  --config.sra.gap=fixed  --config.sra.gap_max=0              a fixed gap, or none
-  --config.sra.head=False                                     no projection head
-  --config.sra.distance=l2  --config.train.ema_decay=0.999    another distance, another teacher
-  --config.sra.teacher_fraction=0.5                           align half of each batch
+  --config.method.sra.student_block=8 --config.method.sra.teacher_block=8   other blocks
+  --config.method.sra.gap=fixed --config.method.sra.gap_max=0   a fixed gap, or none
+  --config.method.sra.head=False                                no projection head
+  --config.method.sra.distance=l2 --config.train.ema_decay=0.999
+                                                                another distance and teacher
+  --config.method.sra.teacher_fraction=0.5                      align half of each batch
 
 Hardware: XL/2 at 256 with batch 256 fits 16 chips of a TPU v5e with slice=v5e:4x4, or wherever
 python -m sra_jax compile says so; --config.model.remat=dots or full needs less memory.
@@ -35,4 +37,4 @@ from sra_jax.config.recipes import imagenet_config
 
 
 def get_config(argument: str = "XL/2") -> ConfigDict:
-    return imagenet_config(argument, kind="sit", release_weight=0.2)
+    return imagenet_config(argument, kind="sit")

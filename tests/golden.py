@@ -7,7 +7,6 @@ CPU, on random weights: arrays in PyTorch's layout.
 import json
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sra_jax.models import DiffusionTransformer, TransformerConfig
+from sra_jax.conditioning import ClassLabels
+from sra_jax.models import WHOLE, DiT, DiTConfig, LatentLayout, Pass
 from sra_jax.torch_weights import from_torch
 
 DATA = Path(__file__).parent / "data"
@@ -44,15 +44,14 @@ class Golden:
             self._arrays = dict(arrays)
         self._unread = set(self._arrays)
         self.meta = json.loads(str(self["meta"]))
-        self.config = TransformerConfig(
-            kind=kind,
-            input_size=self.meta["input_size"],
-            patch_size=self.meta["patch_size"],
-            in_channels=self["fwd/x"].shape[1],
+        side, channels = self.meta["input_size"], self["fwd/x"].shape[1]
+        self.config = DiTConfig(
+            LatentLayout(side, side, channels, self.meta["patch_size"]),
+            ClassLabels(self.meta["num_classes"]),
+            outputs={"sit": 1, "dit": 2}[kind],
             width=self.meta["hidden_size"],
             depth=self.meta["depth"],
             num_heads=self.meta["num_heads"],
-            num_classes=self.meta["num_classes"],
         )
 
     def __getitem__(self, key: str) -> np.ndarray:
@@ -73,7 +72,7 @@ class Golden:
         return {k[start:]: self[k] for k in self._arrays if k.startswith(prefix + "/")}
 
     def params(self, prefix: str):
-        """Our parameters from the state dict below `prefix/`."""
+        """Our parameters, of trunk and method, from the state dict below `prefix/`."""
         return from_torch(self.state_dict(prefix), self.config)
 
     def images(self, key: str) -> np.ndarray:
@@ -85,23 +84,20 @@ class Golden:
 
 
 class Jitted:
-    """A model's `apply`, compiled."""
+    """A trunk of labels whose `apply` is compiled. It takes parameters of trunk and methods, or of
+    the trunk alone."""
 
-    def __init__(self, config: TransformerConfig):
-        self.config = config
-        self.module = DiffusionTransformer(config)
-        static = ("taps", "stop_at", "method")
-        self._apply = jax.jit(self.module.apply, static_argnames=static)
+    def __init__(self, config: DiTConfig):
+        self.config, self.trunk = config, DiT(config)
+        self._apply = jax.jit(self.trunk.apply, static_argnames="how")
 
     def __call__(self, params, x, t, labels, taps=(), stop_at=None):
-        return self._apply({"params": params}, x, t, labels, taps=taps, stop_at=stop_at)
+        how = Pass(taps if isinstance(taps, str) else tuple(taps), stop_at)
+        return self.apply(params.get("trunk", params), x, t, {"labels": labels}, how)
 
-    def project(self, params, feature):
-        return self._apply({"params": params}, feature, method="project")
-
-    def bind(self, params):
-        """The model with its parameters, as `sra_loss` and the solvers want it."""
-        return partial(self, params)
+    def apply(self, params, x, t, condition, how=WHOLE):
+        """Like `DiT.apply`, of the trunk's parameters."""
+        return self._apply(params, x, t, condition, how=how)
 
 
 def relative_error(actual, expected) -> float:
@@ -156,11 +152,12 @@ def compare_worst(
     return max(each, key=lambda comparison: comparison.ratio)
 
 
-def random_state_dict(config: TransformerConfig, seed: int, head: bool) -> dict[str, np.ndarray]:
+def random_state_dict(config: DiTConfig, seed: int, head: bool) -> dict[str, np.ndarray]:
     """A PyTorch state dict of the releases' names and shapes, all of it random and none of it zero:
     written from the releases, not from our table."""
-    width, patch, hidden = config.width, config.patch_size, config.mlp_ratio * config.width
-    outputs = patch**2 * config.in_channels * {"sit": 1, "dit": 2}[config.kind]
+    width, patch, hidden = config.width, config.layout.patch, config.mlp_ratio * config.width
+    channels = config.layout.channels
+    outputs = patch**2 * channels * config.outputs
     linear = {  # name: (out, in)
         "t_embedder.mlp.0": (width, 256),
         "t_embedder.mlp.2": (width, width),
@@ -179,46 +176,15 @@ def random_state_dict(config: TransformerConfig, seed: int, head: bool) -> dict[
         linear |= {"ap_head.linear1": (2 * width, width), "ap_head.linear2": (width, 2 * width)}
     rng = np.random.default_rng(seed)
     state_dict = {
-        "pos_embed": rng.normal(size=(1, config.num_tokens, width)),
-        "x_embedder.proj.weight": rng.normal(size=(width, config.in_channels, patch, patch))
-        / np.sqrt(config.in_channels * patch**2),
+        "pos_embed": rng.normal(size=(1, config.layout.tokens, width)),
+        "x_embedder.proj.weight": rng.normal(size=(width, channels, patch, patch))
+        / np.sqrt(channels * patch**2),
         "x_embedder.proj.bias": 0.1 * rng.normal(size=width),
-        "y_embedder.embedding_table.weight": rng.normal(size=(config.num_classes + 1, width)),
+        "y_embedder.embedding_table.weight": rng.normal(
+            size=(config.conditioning.num_classes + 1, width)
+        ),
     }
     for name, shape in linear.items():
         state_dict[f"{name}.weight"] = rng.normal(size=shape) / np.sqrt(shape[1])
         state_dict[f"{name}.bias"] = 0.1 * rng.normal(size=shape[0])
     return {name: array.astype(np.float32) for name, array in state_dict.items()}
-
-
-def count_multiply_adds(function, *arguments) -> int:
-    """Multiply-adds of the matrix products that `function` takes, counted in its jaxpr: nothing is
-    computed or compiled, and arguments may be shapes. A scan's body counts once a turn."""
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _count(jaxpr) -> int:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
-
-
-def _count_equation(equation) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        left, right = (variable.aval.shape for variable in equation.invars)
-        (contracted, _), (batch, _) = params["dimension_numbers"]
-        assert left and right
-        kept = [n for i, n in enumerate(left) if i in batch or i not in contracted]
-        right_contracted, right_batch = (pair[1] for pair in params["dimension_numbers"])
-        free = [n for i, n in enumerate(right) if i not in (*right_contracted, *right_batch)]
-        return int(np.prod([*kept, *free, *(left[i] for i in contracted)], dtype=np.int64))
-    assert name not in ("while", "cond", "conv_general_dilated"), f"cannot count a {name}"
-    inside = sum(_count(inner) for inner in _inner_jaxprs(params))
-    return inside * (params["length"] if name == "scan" else 1)
-
-
-def _inner_jaxprs(params):
-    for value in params.values():
-        if hasattr(value, "jaxpr"):  # closed
-            yield value.jaxpr
-        elif hasattr(value, "eqns"):
-            yield value

@@ -115,6 +115,10 @@ def _flag_fields(request: type) -> list[dataclasses.Field]:
 
 def _parse(required: Sequence[str]) -> None:
     for argument in sys.argv[1:]:
+        if argument.lstrip("-").startswith("config.sra."):
+            name = argument.lstrip("-").partition("=")[0]
+            new = name.replace("config.sra.", "config.method.sra.")
+            raise InputError(f"--{name} is called --{new} now; use that name")
         old = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and old in _renamed:
             raise InputError(f"--{old} is called --{_renamed[old]} now; use that name")

@@ -40,3 +40,17 @@ def check_names(what: str, given: Mapping[str, Any], known, required) -> None:
         expect_one_of(f"field of {what}", name, known)
     if missing := [name for name in required if name not in given]:
         raise InputError(f"{what} lacks {', '.join(missing)}")
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass with their defaults; one without a default is empty or zero."""
+    return {
+        f.name: _empty(f.type) if f.default is dataclasses.MISSING else f.default
+        for f in dataclasses.fields(cls)
+    }
+
+
+def _empty(kind: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        return tuple(_empty(part) for part in typing.get_args(kind))
+    return kind()

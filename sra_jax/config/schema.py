@@ -9,26 +9,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
-from sra_jax.config.build import build, check_names, check_type
+from sra_jax.conditioning import ClassLabels
+from sra_jax.config.build import build, check_names
+from sra_jax.config.methods import load_method_files, read_methods
 from sra_jax.core.errors import InputError, expect_one_of
 from sra_jax.distributed.mesh import MeshConfig, batch_sharding
-from sra_jax.methods.sra import SRAConfig, WeightSchedule
-from sra_jax.models import DiffusionTransformer, TransformerConfig
+from sra_jax.methods import Method
+from sra_jax.models import DiT, DiTConfig, LatentLayout
 from sra_jax.processes import PROCESSES, Process
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.solvers import Step, make_steps, parse_steps
+from sra_jax.training.objective import Objective
 from sra_jax.training.optimizer import OptimizerConfig
-from sra_jax.training.step import Objective, StepConfig, StepSettings
+from sra_jax.training.step import StepConfig, StepSettings
+
+OPTIONAL = ("evaluation", "method_files")  # sections that runs of older versions lack
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The transformer, without what the data decide. "auto" computes in bfloat16 on accelerators,
     in float32 on CPU, and takes cuDNN's attention where it applies."""
 
-    patch_size: int
+    patch_size: int = 2
     width: int
     depth: int
     num_heads: int
@@ -49,8 +54,8 @@ class DataConfig:
 
     def __post_init__(self):
         shape = self.latent_shape
-        if shape[0] != shape[1] or min(shape) < 1:
-            raise InputError(f"data.latent_shape is {shape}, expected (side, side, channels)")
+        if min(shape) < 1:
+            raise InputError(f"data.latent_shape is {shape}, expected (height, width, channels)")
         if self.num_classes < 1 or self.examples_per_epoch < 1:
             raise InputError("data.num_classes and data.examples_per_epoch must be at least 1")
 
@@ -61,7 +66,7 @@ class TrainConfig(StepSettings):
     checkpoint beyond the newest `keep` and the best."""
 
     steps: int
-    batch_size: int
+    batch_size: int = 256
     log_every: int = 100
     checkpoint_every: int = 5000
     keep: int = 3
@@ -82,7 +87,7 @@ class SamplingConfig:
     "10,20"; `guidance_channels` leading channels are guided, 0 meaning all."""
 
     solver: str
-    steps: str
+    steps: str = "250"
     guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_channels: int = 0
@@ -129,8 +134,7 @@ class Experiment:
 
     model: ModelConfig
     process: Process
-    sra: SRAConfig | None
-    weight: WeightSchedule
+    methods: tuple[Method, ...]
     optimizer: OptimizerConfig
     data: DataConfig
     train: TrainConfig
@@ -139,22 +143,29 @@ class Experiment:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "Experiment":
+    def from_dict(cls, config: Mapping[str, Any], with_methods: bool = True) -> "Experiment":
         """The experiment that a nested dict of plain values describes (see `configs/`).
+
+        Without methods, their section and files are not looked at: to sample and probe a run one
+        need not know what it was trained with.
 
         Raises:
           InputError: a section or field that is unknown or missing, or a value that cannot be.
         """
-        sections = [field.name for field in dataclasses.fields(cls) if field.name != "weight"]
-        check_names("config", config, sections, [s for s in sections if s != "evaluation"])
+        sections = {f.name: f for f in dataclasses.fields(cls)}
+        names = [{"methods": "method"}.get(name, name) for name in sections] + ["method_files"]
+        check_names("config", config, names, [n for n in names if n not in OPTIONAL])
         data = build(DataConfig, "data", config["data"])
         train = build(TrainConfig, "train", config["train"])
-        sra, weight = _read_sra(config["sra"], data.examples_per_epoch // train.batch_size)
+        methods = ()
+        if with_methods:
+            load_method_files(config.get("method_files", ()))
+            steps_per_epoch = max(data.examples_per_epoch // train.batch_size, 1)
+            methods = read_methods(config["method"], steps_per_epoch)
         experiment = cls(
             model=build(ModelConfig, "model", config["model"]),
             process=_read_process(config["process"]),
-            sra=sra,
-            weight=weight,
+            methods=methods,
             optimizer=build(OptimizerConfig, "optimizer", config["optimizer"]),
             data=data,
             train=train,
@@ -165,8 +176,13 @@ class Experiment:
         experiment._check()
         return experiment
 
-    def transformer(self, platform: str) -> TransformerConfig:
-        """The transformer's full shape, computing as suits `platform` ("cpu", "gpu" or "tpu")."""
+    @property
+    def conditioning(self) -> ClassLabels:
+        """What the model is told besides time."""
+        return ClassLabels(self.data.num_classes)
+
+    def trunk(self, platform: str, batch_sharding: Sharding | None = None) -> DiT:
+        """The trunk, computing as suits `platform` ("cpu", "gpu" or "tpu")."""
         fields = dataclasses.asdict(self.model)
         if fields["dtype"] == "auto":
             fields["dtype"] = "float32" if platform == "cpu" else "bfloat16"
@@ -174,45 +190,34 @@ class Experiment:
             head_width = self.model.width // max(self.model.num_heads, 1)
             suits = fields["dtype"] == "bfloat16" and head_width % 8 == 0 and head_width <= 128
             fields["attention"] = "cudnn" if platform == "gpu" and suits else "xla"
-        side, _, channels = self.data.latent_shape
-        return TransformerConfig(
-            kind=self.process.model_kind,
-            input_size=side,
-            in_channels=channels,
-            num_classes=self.data.num_classes,
-            **fields,
-        )
+        layout = LatentLayout(*self.data.latent_shape, patch=fields.pop("patch_size"))
+        config = DiTConfig(layout, self.conditioning, self.process.outputs, **fields)
+        return DiT(config, batch_sharding)
 
     def objective(self, mesh: Mesh) -> Objective:
         """What is trained, on the devices of `mesh`."""
         platform = mesh.devices.flat[0].platform
-        config = self.transformer(platform)
-        if config.attention == "cudnn" and platform != "gpu":
+        if self.model.attention == "cudnn" and platform != "gpu":
             raise InputError(
                 f"model.attention is cudnn, which {platform} lacks; choose auto or xla"
             )
-        model = DiffusionTransformer(config, batch_sharding(mesh))
-        return Objective(model, self.process, self.sra, self.weight)
+        trunk = self.trunk(platform, batch_sharding(mesh))
+        return Objective(trunk, self.process, self.conditioning, self.methods)
 
     def step_config(self, scale: float, shift: float) -> StepConfig:
-        """How a step is made on latents of this scale and shift."""
+        """The settings of the train step on latents of this scale and shift."""
         shared = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(StepSettings)}
         return StepConfig(**shared, scale=scale, shift=shift)
 
     @property
-    def head(self) -> bool:
-        """Whether the parameters include the projection head."""
-        return self.sra is not None and self.sra.head
-
-    @property
-    def stride(self) -> int:
-        """One example of so many is aligned."""
-        return self.sra.stride if self.sra is not None else 1
+    def group(self) -> int:
+        """Examples that methods keep together in a microbatch."""
+        return math.lcm(*(method.group for method in self.methods))
 
     @property
     def parts(self) -> int:
         """What every device's share of a batch must divide by."""
-        return self.train.microbatches * self.stride
+        return self.train.microbatches * self.group
 
     def guidance(self) -> Guidance:
         """The guidance that samples of this run use. Raises InputError if it cannot be."""
@@ -231,16 +236,14 @@ class Experiment:
         return make_steps(self.process, self.sampling.solver, steps)
 
     def _check(self) -> None:
-        depth = self.transformer("cpu").depth
-        if self.sra is not None and self.sra.teacher_block > depth:
-            raise InputError(
-                f"sra.teacher_block is {self.sra.teacher_block}, but the model has {depth} blocks"
-            )
+        sizes = self.trunk("cpu").sizes
+        for method in self.methods:
+            method.check(sizes)
         if self.train.batch_size % self.parts:
             raise InputError(
                 f"train.batch_size {self.train.batch_size} does not divide into "
-                f"{self.train.microbatches} microbatches of groups of {self.stride} "
-                "(1 / sra.teacher_fraction)"
+                f"{self.train.microbatches} microbatches of groups of {self.group} examples, which "
+                "the methods keep together"
             )
         if self.evaluation.fid_every % self.train.checkpoint_every:
             raise InputError(
@@ -257,23 +260,3 @@ def _read_process(config: Mapping[str, Any]) -> Process:
     name = fields.pop("name")
     expect_one_of("process", name, PROCESSES)
     return build(PROCESSES[name], "process", fields)
-
-
-def _read_sra(
-    config: Mapping[str, Any], steps_per_epoch: int
-) -> tuple[SRAConfig | None, WeightSchedule]:
-    """The method (None where its weight is 0), and its weight's schedule."""
-    check_names("config section sra", config, config, ["weight"])
-    fields = dict(config)
-    for name, kind in {"weight": float, "constant_epochs": int, "decade_epochs": int}.items():
-        check_type(f"sra.{name}", fields.get(name, 0), kind)
-    if not 0 <= fields["weight"] < math.inf:
-        raise InputError(f"sra.weight is {fields['weight']}, expected at least 0 (0: no alignment)")
-    schedule = WeightSchedule(
-        weight=fields.pop("weight"),
-        steps_per_epoch=max(steps_per_epoch, 1),
-        constant_epochs=fields.pop("constant_epochs", 0),
-        decade_epochs=fields.pop("decade_epochs", 0) or None,
-    )
-    method = build(SRAConfig, "sra", fields)
-    return (method if schedule.weight > 0 else None), schedule

@@ -77,6 +77,6 @@ def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
     if batch_size % (shards * parts):
         raise InputError(
             f"batch size {batch_size} does not divide over {shards} devices x {parts} parts "
-            "(train.microbatches / sra.teacher_fraction); choose a multiple of "
+            "(train.microbatches x examples that methods keep together); choose a multiple of "
             f"{shards * parts}"
         )

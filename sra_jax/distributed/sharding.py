@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,39 +11,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sra_jax.core.errors import InputError
 
-# The first pattern that a parameter's path ends with decides, one entry an axis of the array; the
-# blocks' arrays begin with the depth. Optimiser moments and EMA follow their parameter.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"blocks/attention/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
-    (r"blocks/attention/qkv/bias", PartitionSpec(None, None, "tensor", None)),
-    (r"blocks/attention/proj/kernel", PartitionSpec(None, "tensor", None, "fsdp")),
-    (r"blocks/mlp/fc1/kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"blocks/mlp/fc1/bias", PartitionSpec(None, "tensor")),
-    (r"blocks/mlp/fc2/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"blocks/modulation/kernel", PartitionSpec(None, "fsdp", None)),
-    (r"head/fc1/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"head/fc1/bias", PartitionSpec("tensor")),
-    (r"head/fc2/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"time_embed/fc[12]/kernel", PartitionSpec("fsdp", None)),
-    (r"final/modulation/kernel", PartitionSpec("fsdp", None)),
-    # Too small to be worth a gather: copied to every device.
-    (r"label_embed/embedding|pos_embed", PartitionSpec()),
-    (r"patch_embed/(kernel|bias)|final/linear/(kernel|bias)", PartitionSpec()),
-    (r"(proj|fc2|fc1|modulation)/bias", PartitionSpec()),
-    (r"step|count", PartitionSpec()),
-)
+Rules = Sequence[tuple[str, PartitionSpec]]
+"""Patterns that an array's path ends with, and the spec of its axes. The first match decides."""
+
+SPLIT_BYTES = 2**20  # smaller arrays are not worth a gather
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The sharding of every array in `tree` (a state, parameters, or their shapes), by `RULES`.
+def tree_shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
+    """The sharding of every array in `tree` (a state, parameters, or their shapes).
+
+    Optimiser moments and EMA follow their parameter, because their paths end alike. An array of at
+    least 1 MiB that no rule names is split over `fsdp` along its largest axis that divides; a
+    smaller one is copied to every device.
 
     Raises:
-      InputError: no rule names an array, or an axis does not divide over the devices.
+      InputError: an axis does not divide over the devices as its rule says.
     """
 
     def sharding(path, leaf):
         name = _path_name(path)
-        spec = _spec(name)
+        spec = _spec(name, leaf, mesh, rules)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
@@ -107,10 +94,18 @@ def _path_name(path: tuple) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def _spec(name: str) -> PartitionSpec:
-    for pattern, spec in RULES:
+def _spec(name: str, leaf: Any, mesh: Mesh, rules: Rules) -> PartitionSpec:
+    for pattern, spec in rules:
         if re.search(rf"(^|/)({pattern})$", name):
             return spec
-    raise InputError(
-        f"no sharding rule names {name}; add one to RULES in sra_jax/distributed/parallel.py"
-    )
+    return _fallback(leaf, mesh.shape["fsdp"])
+
+
+def _fallback(leaf: Any, parts: int) -> PartitionSpec:
+    """The spec of an array that no rule names."""
+    large = math.prod(leaf.shape) * leaf.dtype.itemsize >= SPLIT_BYTES
+    dividing = [i for i, size in enumerate(leaf.shape) if size % parts == 0]
+    if not (large and dividing):
+        return PartitionSpec()
+    widest = max(dividing, key=lambda i: leaf.shape[i])
+    return PartitionSpec(*("fsdp" if i == widest else None for i in range(widest + 1)))

@@ -1,5 +1,10 @@
-"""What is trained beside plain denoising: one file a method."""
+"""Methods: what is trained beside plain denoising, by name."""
 
-from sra_jax.methods.sra import SRAConfig
+from sra_jax.methods.base import Example, Method, Networks, Terms
+from sra_jax.methods.sra import SRA
 
-METHODS = {"sra": SRAConfig}
+METHODS: dict[str, type[Method]] = {
+    "sra": SRA,
+}
+
+__all__ = ["METHODS", "SRA", "Example", "Method", "Networks", "Terms"]

@@ -1,37 +1,71 @@
-"""Self-Representation Alignment (arXiv 2505.02831): the method, whole.
+"""Self-Representation Alignment (arXiv 2505.02831): the paper's method, whole.
 
-The student sees latents at time t; the teacher, an EMA copy of it, sees the same latents under the
-same noise at an earlier, cleaner time. Features of a shallow block of the student, through a small
-head, are pulled toward raw features of a deeper block of the teacher:
+The student sees latents at time t. The teacher, its EMA, sees the same latents under the same noise
+at an earlier, cleaner time. Features of a shallow block of the student, through a small head, are
+pulled toward the raw features of a deeper block of the teacher:
 
-    loss = generation_loss(student) + weight(step) * distance(head(h_student), stop_grad(h_teacher))
+    loss = generation + weight(step) * distance(head(h_student), stop_gradient(h_teacher))
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.distributed.sharding import Rules
+from sra_jax.methods.base import Example, Keys, Method, Networks, Terms
 from sra_jax.methods.distances import DISTANCES
+from sra_jax.methods.schedule import WeightSchedule
+from sra_jax.models import Output, Params, Pass, Sizes
+from sra_jax.models.layers import MLP
 from sra_jax.processes import Process
 
+PAPER_WEIGHT = WeightSchedule(0.2)
 
-@dataclass(frozen=True)
-class SRAConfig:
-    """Which features are aligned, and how. Blocks count from 1.
+# (student, teacher) blocks by the trunk's size, for SiT (1 output) and DiT (2). The S pairs are
+# this project's own (the B pairs, at the same depth); the others are the paper's.
+BLOCKS = {
+    1: {"S": (3, 8), "B": (3, 8), "L": (6, 16), "XL": (8, 20)},
+    2: {"S": (3, 7), "B": (3, 7), "L": (6, 14), "XL": (8, 16)},
+}
+# The released code's schedule, by resolution: its last epoch of constant weight, counted from 0,
+# and in how many epochs after it the weight falls to a tenth; and its weight, for SiT and DiT.
+RELEASE_EPOCHS = {256: (149, 1000), 512: (99, 800)}
+RELEASE_WEIGHT = {1: 0.2, 2: 0.04}
 
-    `gap_max` bounds t - t_teacher as a fraction of the whole time; `gap` is "dynamic" (uniform up
-    to the bound, as in the paper) or "fixed" (the bound itself). `head=False` aligns raw features.
-    `teacher_fraction` of the batch, 1 / n of it, is aligned: all in the paper; less takes less of
-    the teacher's time.
+
+@dataclass(frozen=True, kw_only=True)
+class SRA(Method):
+    """Self-Representation Alignment. Blocks count from 1.
+
+    Attributes:
+      student_block, teacher_block: the blocks whose features are aligned.
+      distance: a name in `methods.distances`.
+      gap: "dynamic" (t - t_teacher is uniform up to `gap_max`, as in the paper) or "fixed" (it is
+        `gap_max`).
+      gap_max: the largest gap, as a fraction of the whole time.
+      head: False aligns raw features.
+      teacher_fraction: the fraction of the batch that is aligned, 1 / n; less than 1 saves the
+        teacher's time.
 
     Raises:
       InputError: a value that makes no sense; names it.
     """
 
+    name: ClassVar[str] = "sra"
+    recipes: ClassVar[tuple[str, ...]] = ("paper", "release", "cosine")
+    rules: ClassVar[Rules] = (
+        (r"sra/fc1/kernel", PartitionSpec("fsdp", "tensor")),
+        (r"sra/fc1/bias", PartitionSpec("tensor")),
+        (r"sra/fc2/kernel", PartitionSpec("tensor", "fsdp")),
+    )
+    torch_names: ClassVar[Mapping[str, str]] = {"ap_head.linear1": "fc1", "ap_head.linear2": "fc2"}
+
+    weight: WeightSchedule = PAPER_WEIGHT
     student_block: int
     teacher_block: int
     distance: str = "smooth_l1"
@@ -51,103 +85,80 @@ class SRAConfig:
                 f"{self.teacher_block}: the shallow features learn from the deep ones"
             )
         fraction = self.teacher_fraction
-        if not 0 < fraction <= 1 or abs(fraction * self.stride - 1) > 0.01:
+        if not 0 < fraction <= 1 or abs(fraction * self.group - 1) > 0.01:
             raise InputError(f"teacher_fraction is {fraction}, expected 1, 0.5, 0.333, 0.25, ...")
 
     @property
-    def stride(self) -> int:
-        """Of so many neighbours in the batch, the first is aligned."""
+    def group(self) -> int:
+        """Only the first example of every `group` neighbours is aligned."""
         return round(1 / self.teacher_fraction)
 
+    @classmethod
+    def recipe(cls, recipe: str, size: str, outputs: int, resolution: int) -> dict[str, Any]:
+        student, teacher = BLOCKS[outputs][size]
+        fields = {"student_block": student, "teacher_block": teacher}
+        if recipe == "release":
+            constant, decade = RELEASE_EPOCHS[resolution]
+            weight = RELEASE_WEIGHT[outputs]
+            fields |= {"weight": weight, "constant_epochs": constant, "decade_epochs": decade}
+        if recipe == "cosine":
+            fields |= {"weight": 0.5, "distance": "cosine"}
+        return fields
 
-@dataclass(frozen=True)
-class WeightSchedule:
-    """The alignment's weight as a function of the step.
-
-    The paper's is constant. The released code holds it up to and including epoch `constant_epochs`,
-    counted from 0, and then divides it by ten every `decade_epochs`; None never does.
-    """
-
-    weight: float
-    steps_per_epoch: int = 1
-    constant_epochs: int = 0
-    decade_epochs: int | None = None
-
-    def __post_init__(self):
-        if self.constant_epochs < 0 or (self.decade_epochs is not None and self.decade_epochs < 1):
+    def check(self, sizes: Sizes) -> None:
+        if self.teacher_block > sizes.depth:
             raise InputError(
-                f"sra.constant_epochs is {self.constant_epochs} and sra.decade_epochs "
-                f"{self.decade_epochs}, expected positive numbers of epochs"
+                f"method.sra.teacher_block is {self.teacher_block}, but the model has "
+                f"{sizes.depth} blocks"
             )
 
-    def __call__(self, step: jax.Array) -> jax.Array:
-        if self.decade_epochs is None:
-            return jnp.float32(self.weight)
-        epochs_since = jnp.maximum(step // self.steps_per_epoch - self.constant_epochs, 0)
-        return self.weight * 10.0 ** (-epochs_since.astype(jnp.float32) / self.decade_epochs)
+    def taps(self) -> tuple[int, ...]:
+        return (self.student_block,)
+
+    def init(self, key: jax.Array, sizes: Sizes) -> Params:
+        if not self.head:
+            return {}
+        return _head(sizes.width, sizes.dtype).init(key, jnp.zeros((1, sizes.width)))["params"]
+
+    def draw(
+        self, keys: Keys, process: Process, t: jax.Array, sizes: Sizes
+    ) -> dict[str, jax.Array]:
+        """The teacher's times [B] (paper, sec. 3)."""
+        u = jnp.ones(len(t)) if self.gap == "fixed" else jax.random.uniform(keys("gap"), t.shape)
+        return {"t_teacher": process.earlier(t, u, self.gap_max)}
+
+    def terms(self, nets: Networks, process: Process, example: Example, out: Output) -> Terms:
+        """The alignment loss [B / group]. The teacher computes nothing above its block."""
+        feature, t = out.features[self.student_block], example.draws[self.name]["t_teacher"]
+        x, condition, noise = example.x, example.condition, example.noise
+        if self.group > 1:
+            inputs = (x, condition, noise, t, feature)
+            x, condition, noise, t, feature = jax.tree.map(self._first_of_group, inputs)
+        how = Pass(taps=(self.teacher_block,), stop_at=self.teacher_block)
+        teacher = nets.teacher(process.corrupt(x, noise, t), t, condition, how)
+        target = jax.lax.stop_gradient(teacher.features[self.teacher_block])
+        projected = feature
+        if self.head:
+            head = _head(feature.shape[-1], feature.dtype)
+            projected = head.apply({"params": nets.params}, feature)
+        return Terms(
+            losses={"alignment": DISTANCES[self.distance](projected, target)},
+            metrics={
+                "student_feature_norm": _mean_norm(feature),
+                "teacher_feature_norm": _mean_norm(target),
+            },
+        )
+
+    def _first_of_group(self, a: jax.Array) -> jax.Array:
+        # The reshape keeps every example on its device, so this needs no communication.
+        return a.reshape(-1, self.group, *a.shape[1:])[:, 0]
 
 
-class Model(Protocol):
-    """A transformer with its parameters: x_t [B, H, W, C], t [B], labels [B] -> Output."""
-
-    def __call__(self, x_t, t, labels, taps=(), stop_at=None): ...
-
-
-class Losses(NamedTuple):
-    """Losses of each example: of generation [B], and of alignment [A] of the A = B / stride that
-    were aligned, with their features [A, N, D]; all but the first None without alignment."""
-
-    generation: jax.Array
-    alignment: jax.Array | None = None
-    student_feature: jax.Array | None = None
-    teacher_feature: jax.Array | None = None
+def _head(width: int, dtype: jnp.dtype) -> MLP:
+    """The projection head: Linear(D -> 2 D), SiLU, Linear(2 D -> D)."""
+    return MLP(2 * width, width, "silu", dtype)
 
 
-def draw_times(
-    config: SRAConfig | None, process: Process, time_key: jax.Array, gap_key: jax.Array, batch: int
-) -> tuple[jax.Array, jax.Array]:
-    """Times of the student [B] and of the teacher [B] (paper, sec. 3)."""
-    t = process.draw_time(time_key, batch)
-    if config is None:
-        return t, t
-    u = jnp.ones(batch) if config.gap == "fixed" else jax.random.uniform(gap_key, (batch,))
-    return t, process.teacher_time(t, u, config.gap_max)
-
-
-def sra_loss(
-    config: SRAConfig | None,
-    process: Process,
-    student: Model,
-    teacher: Model,
-    head: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    labels: jax.Array,
-    noise: jax.Array,
-    t: jax.Array,
-    t_teacher: jax.Array,
-) -> Losses:
-    """Generation and alignment losses of latents `x` [B, H, W, C] (paper, sec. 3).
-
-    `labels` [B] have already been dropped: student and teacher see the same. The teacher computes
-    nothing above its block. Without a `config` no teacher runs: that is plain SiT or DiT.
-    """
-    student_taps = (config.student_block,) if config else ()
-    out = student(process.corrupt(x, noise, t), t, labels, taps=student_taps)
-    generation = process.generation_loss(out.prediction, x, noise, t)
-    if config is None:
-        return Losses(generation)
-
-    block, feature = config.teacher_block, out.features[config.student_block]
-    if config.stride > 1:
-        aligned = (x, labels, noise, t_teacher, feature)
-        x, labels, noise, t_teacher, feature = (_thin(a, config.stride) for a in aligned)
-    x_teacher = process.corrupt(x, noise, t_teacher)
-    target = teacher(x_teacher, t_teacher, labels, taps=(block,), stop_at=block).features[block]
-    target = jax.lax.stop_gradient(target)
-    projected = head(feature) if config.head else feature
-    return Losses(generation, DISTANCES[config.distance](projected, target), feature, target)
-
-
-def _thin(a: jax.Array, stride: int) -> jax.Array:
-    """Every `stride`-th example. Reshaped first: devices that share the batch keep their own."""
-    return a.reshape(-1, stride, *a.shape[1:])[:, 0]
+def _mean_norm(feature: jax.Array) -> jax.Array:
+    """Mean over tokens of the L2 norm of a feature [B, N, D]."""
+    return jnp.linalg.norm(feature.astype(jnp.float32), axis=-1).mean()

@@ -43,15 +43,6 @@ def time_frequencies(t: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
-def position_table(grid: int, width: int) -> np.ndarray:
-    """Fixed 2-D sin-cos table [grid * grid, width]: x half, then y half, each [sin, cos]."""
-    omega = MAX_PERIOD ** -(np.arange(width // 4, dtype=np.float64) / (width // 4))
-    y, x = np.divmod(np.arange(grid * grid), grid)
-    angles = [np.outer(axis, omega) for axis in (x, y)]
-    table = [f(angle) for angle in angles for f in (np.sin, np.cos)]
-    return np.concatenate(table, axis=1).astype(np.float32)
-
-
 class TimeEmbedding(nn.Module):
     """Times [B] -> vectors [B, width]. In float32: bfloat16 blurs neighbouring times."""
 

@@ -8,21 +8,18 @@ PATCH_SIZES = (2, 4, 8)
 
 
 class Size(NamedTuple):
-    """Depth, width and heads (DiT table 1), and the blocks that SRA aligns (student, teacher)."""
+    """Depth, width and heads (DiT table 1)."""
 
     depth: int
     width: int
     num_heads: int
-    sit_blocks: tuple[int, int]
-    dit_blocks: tuple[int, int]
 
 
-# The S pairs are this project's own (the B pairs, at the same depth); the others are the paper's.
 SIZES = {
-    "S": Size(12, 384, 6, (3, 8), (3, 7)),
-    "B": Size(12, 768, 12, (3, 8), (3, 7)),
-    "L": Size(24, 1024, 16, (6, 16), (6, 14)),
-    "XL": Size(28, 1152, 16, (8, 20), (8, 16)),
+    "S": Size(12, 384, 6),
+    "B": Size(12, 768, 12),
+    "L": Size(24, 1024, 16),
+    "XL": Size(28, 1152, 16),
 }
 
 
@@ -41,6 +38,6 @@ def parse_variant(name: str) -> tuple[Size, int]:
 def name_variant(width: int, depth: int, num_heads: int, patch_size: int) -> str | None:
     """ "XL/2" for the shape of that model; None for a shape that was not published."""
     for name, size in SIZES.items():
-        if size[:3] == (depth, width, num_heads) and patch_size in PATCH_SIZES:
+        if size == (depth, width, num_heads) and patch_size in PATCH_SIZES:
             return f"{name}/{patch_size}"
     return None

@@ -1,7 +1,7 @@
-"""What a diffusion process owes the rest of the system: all of it, on this page.
+"""The interface of a diffusion process.
 
-Training needs the first four methods below; guidance and probes, whose times are in [0, 1], the
-other two. Sampling needs, for each name in `solvers`, what that solver asks of a process
+Training needs the first four methods below. Guidance and probes, whose times are in [0, 1], need
+the other two. Sampling needs, for each name in `solvers`, what that solver asks of a process
 (`sra_jax/sampling/solvers.py`). To add a process, write one file with one class and name it in
 `sra_jax/processes/__init__.py`.
 """
@@ -12,10 +12,13 @@ import jax
 
 
 class Process(Protocol):
-    """Time runs from data (0) to noise. `x`, `noise` and `x_t` are [B, H, W, C], times are [B]."""
+    """Time runs from data (0) to noise. `x`, `noise` and `x_t` are [B, H, W, C].
 
-    model_kind: ClassVar[str]
-    """The kind of transformer whose output this process reads ("sit" or "dit")."""
+    Times are [B], or [B, H, W, 1] if they differ within a latent.
+    """
+
+    outputs: ClassVar[int]
+    """Values that the model predicts for each latent channel: 1, or 2 with a learned variance."""
 
     solvers: ClassVar[tuple[str, ...]]
     """Names of the solvers that can sample it."""
@@ -23,8 +26,11 @@ class Process(Protocol):
     def draw_time(self, key: jax.Array, batch: int) -> jax.Array:
         """Training times [batch]."""
 
-    def teacher_time(self, t: jax.Array, u: jax.Array, gap_max: float) -> jax.Array:
-        """The teacher's cleaner times [B], from the student's and u in [0, 1]."""
+    def earlier(self, t: jax.Array, u: jax.Array, gap_max: float) -> jax.Array:
+        """Cleaner times, earlier than `t` by the share `u` in [0, 1] of the largest gap.
+
+        `gap_max` is a fraction of the whole time.
+        """
 
     def corrupt(self, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
         """Noisy latents x_t."""
@@ -32,7 +38,7 @@ class Process(Protocol):
     def generation_loss(
         self, output: jax.Array, x: jax.Array, noise: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """The loss [B] of the model's output [B, H, W, out_channels] at x_t."""
+        """The loss [B] of the model's output [B, H, W, outputs * C] at x_t."""
 
     def normalized_time(self, t: float) -> float:
         """A sampling time on the scale [0, 1] on which guidance intervals are given."""

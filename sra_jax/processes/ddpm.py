@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sra_jax.core.errors import InputError
-from sra_jax.core.shapes import per_example_mean, per_image
+from sra_jax.core.shapes import broadcast_right, per_example_mean
 
 TIMESTEPS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02
@@ -43,7 +43,7 @@ class Chain(NamedTuple):
 class DDPM:
     """The linear schedule of 1000 betas; integer times from 0 (nearly clean) to 999 (noise)."""
 
-    model_kind: ClassVar[str] = "dit"
+    outputs: ClassVar[int] = 2
     solvers: ClassVar[tuple[str, ...]] = ("ddpm", "ddim")
 
     @cached_property
@@ -55,7 +55,7 @@ class DDPM:
     def draw_time(self, key: jax.Array, batch: int) -> jax.Array:
         return jax.random.randint(key, (batch,), 0, TIMESTEPS)
 
-    def teacher_time(self, t: jax.Array, u: jax.Array, gap_max: float) -> jax.Array:
+    def earlier(self, t: jax.Array, u: jax.Array, gap_max: float) -> jax.Array:
         """The gap is an integer below 1000 gap_max; the authors clip the result to [1, 999]."""
         gap = jnp.floor(TIMESTEPS * gap_max * u).astype(t.dtype)
         return jnp.clip(t - gap, 1, TIMESTEPS - 1)
@@ -86,7 +86,8 @@ class DDPM:
         log_variance = learned_range(variance, true_log_variance, _at(np.log(chain.betas), t))
         kl = normal_kl(true_mean, true_log_variance, mean, log_variance)
         nll = -discretized_log_likelihood(x, mean, 0.5 * log_variance)
-        vb = jnp.where(t == 0, per_example_mean(nll), per_example_mean(kl)) / np.log(2)
+        first = broadcast_right(t, x.ndim) == 0
+        vb = per_example_mean(jnp.where(first, nll, kl)) / np.log(2)
         return mse, vb
 
     def normalized_time(self, t: float) -> float:
@@ -190,4 +191,4 @@ def normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def _at(table: np.ndarray, t: jax.Array) -> jax.Array:
-    return per_image(jnp.asarray(table, jnp.float32)[t])
+    return broadcast_right(jnp.asarray(table, jnp.float32)[t], 4)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sra_jax.core.errors import expect_one_of
-from sra_jax.core.shapes import per_example_mean, per_image
+from sra_jax.core.shapes import broadcast_right, per_example_mean
 
 SDE_LAST_TIME = 0.04
 
@@ -30,7 +30,7 @@ class Interpolant:
     path: str = "linear"
     weighting: str = "uniform"
 
-    model_kind: ClassVar[str] = "sit"
+    outputs: ClassVar[int] = 1
     solvers: ClassVar[tuple[str, ...]] = ("sde", "euler", "heun")
 
     def __post_init__(self):
@@ -62,18 +62,18 @@ class Interpolant:
             return jax.nn.sigmoid(n)
         return (2 / np.pi) * jnp.arctan(jnp.exp(n))
 
-    def teacher_time(self, t: jax.Array, u: jax.Array, gap_max: float) -> jax.Array:
+    def earlier(self, t: jax.Array, u: jax.Array, gap_max: float) -> jax.Array:
         return jnp.clip(t - gap_max * u, 0.0, 1.0)
 
     def corrupt(self, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-        alpha, sigma = self.alpha_sigma(per_image(t))
+        alpha, sigma = self.alpha_sigma(broadcast_right(t, x.ndim))
         return alpha * x + sigma * noise
 
     def generation_loss(
         self, output: jax.Array, x: jax.Array, noise: jax.Array, t: jax.Array
     ) -> jax.Array:
         """Squared error of the velocity, averaged over pixels and channels."""
-        d_alpha, d_sigma = self.derivatives(per_image(t))
+        d_alpha, d_sigma = self.derivatives(broadcast_right(t, x.ndim))
         return per_example_mean(jnp.square(output - (d_alpha * x + d_sigma * noise)))
 
     def normalized_time(self, t: float) -> float:
@@ -98,8 +98,8 @@ class Interpolant:
 
     def score(self, velocity: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
         """Gradient of log p_t at `x`, from the velocity (SiT, sec. 2)."""
-        alpha, sigma = self.alpha_sigma(per_image(t))
-        d_alpha, d_sigma = self.derivatives(per_image(t))
+        alpha, sigma = self.alpha_sigma(broadcast_right(t, x.ndim))
+        d_alpha, d_sigma = self.derivatives(broadcast_right(t, x.ndim))
         ratio = alpha / d_alpha
         return (ratio * velocity - x) / (sigma**2 - ratio * d_sigma * sigma)
 

@@ -1,19 +1,23 @@
 """The compiled program of a run: the train step with its shardings, for whatever mesh there is.
 
-The trainer runs it, and `sra_jax.cli.compile` compiles it for machines that are not there.
+`sra-jax train` runs it. `sra-jax compile` compiles it ahead of time for TPU slices that this
+machine does not have.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from sra_jax.config.schema import Experiment
+from sra_jax.core.shapes import FieldSpec
 from sra_jax.data.spec import LatentSpec
 from sra_jax.distributed.hardware import compiler_options
 from sra_jax.distributed.mesh import batch_sharding, replicated
 from sra_jax.distributed.sharding import abstract, tree_shardings
 from sra_jax.training.flops import StepFlops, step_flops
+from sra_jax.training.objective import Objective
 from sra_jax.training.optimizer import make_optimizer
 from sra_jax.training.state import init_state
 from sra_jax.training.step import make_train_step
@@ -42,14 +46,15 @@ def make_program(experiment: Experiment, data: LatentSpec, mesh: jax.sharding.Me
     optimizer = make_optimizer(experiment.optimizer)
 
     def init():
-        return init_state(objective.model, optimizer, experiment.train.seed, experiment.head)
+        return init_state(objective, optimizer, experiment.train.seed)
 
     shapes = jax.eval_shape(init)
-    shardings, rows = tree_shardings(shapes, mesh), batch_sharding(mesh)
+    shardings, rows = tree_shardings(shapes, mesh, objective.rules), batch_sharding(mesh)
     size = experiment.train.batch_size
+    fields = {"moments": FieldSpec(data.moments_shape, data.dtype)} | objective.fields()
     batch = {
-        "moments": jax.ShapeDtypeStruct((size, *data.moments_shape), np.dtype(data.dtype)),
-        "labels": jax.ShapeDtypeStruct((size,), np.int32),
+        name: jax.ShapeDtypeStruct((size, *field.shape), np.dtype(field.dtype))
+        for name, field in fields.items()
     }
     step = make_train_step(objective, optimizer, experiment.step_config(data.scale, data.shift))
     return TrainProgram(
@@ -63,5 +68,13 @@ def make_program(experiment: Experiment, data: LatentSpec, mesh: jax.sharding.Me
         ),
         state=abstract(shapes, shardings),
         batch=abstract(batch, rows),
-        flops=step_flops(objective.model.config, objective.sra),
+        flops=step_flops(
+            *(_counted(experiment, remat) for remat in ("none", experiment.model.remat))
+        ),
     )
+
+
+def _counted(objective: Objective, remat: str) -> Objective:
+    """The objective with a trunk whose operations can be counted: plain attention, no sharding."""
+    config = dataclasses.replace(objective.trunk.config, remat=remat, attention="xla")
+    return dataclasses.replace(objective, trunk=type(objective.trunk)(config))

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from sra_jax.conditioning import Condition, Conditioning
 from sra_jax.core.errors import InputError
 from sra_jax.models import Output
 
@@ -44,40 +44,40 @@ class Guidance:
         return self.scale != 1 and self.low <= time <= self.high
 
 
-def predict(
-    apply: Callable[..., Output], x: jax.Array, t: jax.Array, labels: jax.Array
-) -> jax.Array:
-    """The model's output [B, H, W, out_channels] at `x` [B, H, W, C], one time `t` [] for all."""
-    return apply(x, jnp.full(len(x), t), labels).prediction
-
-
-def predict_guided(
-    apply: Callable[..., Output],
-    guidance: Guidance,
-    null_label: int,
-    x: jax.Array,
-    t: jax.Array,
-    labels: jax.Array,
-) -> jax.Array:
-    """Like `predict`, guided: unconditional + scale (conditional - unconditional) on the guided
-    channels, the conditional output on the others (DiT's variances among them)."""
-    both = predict(
-        apply,
-        jnp.concatenate([x, x]),
-        t,
-        jnp.concatenate([labels, jnp.full_like(labels, null_label)]),
-    )
-    conditional, unconditional = jnp.split(both, 2)
-    n = min(guidance.channels or x.shape[-1], x.shape[-1])
-    difference = conditional[..., :n] - unconditional[..., :n]
-    guided = unconditional[..., :n] + guidance.scale * difference
-    return jnp.concatenate([guided, conditional[..., n:]], axis=-1)
-
-
 def make_predictors(
-    apply: Callable[..., Output], guidance: Guidance, null_label: int, labels: jax.Array
+    network: Callable[..., Output],
+    guidance: Guidance,
+    conditioning: Conditioning,
+    condition: Condition,
 ) -> Callable[[bool], Callable[[jax.Array, jax.Array], jax.Array]]:
-    """From whether a step is guided to its predictor (x, t) -> output."""
-    plain = partial(predict, apply, labels=labels)
-    guided = partial(predict_guided, apply, guidance, null_label, labels=labels)
+    """The predictors of a solver, guided and not.
+
+    Args:
+      network: a trunk with its parameters.
+      guidance: how guided steps are guided.
+      conditioning: describes `condition`.
+      condition: arrays [B, ...] of the images to sample.
+
+    Returns:
+      From whether a step is guided to a function from x [B, H, W, C] and one time t [] to the
+      model's output [B, H, W, outputs * C].
+    """
+
+    def plain(x: jax.Array, t: jax.Array) -> jax.Array:
+        return network(x, jnp.full(len(x), t), condition).prediction
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        both = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b]),
+            (x, dict(condition)),
+            (x, dict(conditioning.null(len(x)))),
+        )
+        output = network(both[0], jnp.full(2 * len(x), t), both[1]).prediction
+        conditional, unconditional = jnp.split(output, 2)
+        # The other channels, DiT's variances among them, are the conditional ones.
+        n = min(guidance.channels or x.shape[-1], x.shape[-1])
+        difference = conditional[..., :n] - unconditional[..., :n]
+        moved = unconditional[..., :n] + guidance.scale * difference
+        return jnp.concatenate([moved, conditional[..., n:]], axis=-1)
+
     return lambda is_guided: guided if is_guided else plain

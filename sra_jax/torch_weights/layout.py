@@ -4,7 +4,7 @@ One table says which tensor is which; both directions read it. Linear weights ar
 and [in, out] here; the blocks' parameters are separate there and stacked on a depth axis here.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,14 +12,15 @@ import jax
 import numpy as np
 
 from sra_jax.core.errors import InputError
-from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
+from sra_jax.methods import SRA
+from sra_jax.models import DiT, DiTConfig
 
 
 class Layout(NamedTuple):
     """How one array is laid out there and here; both functions take (array, config)."""
 
-    to_ours: Callable[[np.ndarray, TransformerConfig], np.ndarray]
-    to_torch: Callable[[np.ndarray, TransformerConfig], np.ndarray]
+    to_ours: Callable[[np.ndarray, DiTConfig], np.ndarray]
+    to_torch: Callable[[np.ndarray, DiTConfig], np.ndarray]
 
 
 def _head_axes(config):
@@ -32,9 +33,9 @@ POSITIONS = Layout(lambda a, c: a[0], lambda a, c: a[None])
 PATCHES = (
     Layout(  # a convolution [D, C, p, p] there, a product with flat patches [p * p * C, D] here
         lambda a, c: a.transpose(2, 3, 1, 0).reshape(-1, c.width),
-        lambda a, c: a.reshape(c.patch_size, c.patch_size, c.in_channels, c.width).transpose(
-            3, 2, 0, 1
-        ),
+        lambda a, c: a.reshape(
+            c.layout.patch, c.layout.patch, c.layout.channels, c.width
+        ).transpose(3, 2, 0, 1),
     )
 )
 QKV_WEIGHT = Layout(
@@ -59,12 +60,8 @@ TABLE = {
     "final_layer.linear.weight": ("final/linear/kernel", LINEAR),
     "final_layer.linear.bias": ("final/linear/bias", SAME),
 }
-HEAD_TABLE = {
-    "ap_head.linear1.weight": ("head/fc1/kernel", LINEAR),
-    "ap_head.linear1.bias": ("head/fc1/bias", SAME),
-    "ap_head.linear2.weight": ("head/fc2/kernel", LINEAR),
-    "ap_head.linear2.bias": ("head/fc2/bias", SAME),
-}
+# Methods whose parameters lie in released files; their blocks do not matter here.
+RELEASED = (SRA(student_block=1, teacher_block=1),)
 BLOCK_TABLE = {  # below "blocks.0." there, below "blocks/" and stacked here
     "attn.qkv.weight": ("attention/qkv/kernel", QKV_WEIGHT),
     "attn.qkv.bias": ("attention/qkv/bias", QKV_BIAS),
@@ -79,17 +76,18 @@ BLOCK_TABLE = {  # below "blocks.0." there, below "blocks/" and stacked here
 }
 
 
-def from_torch(state_dict: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, Any]:
+def from_torch(state_dict: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, Any]:
     """Our parameters, as float32 numpy arrays, from a PyTorch state dict of numpy arrays (or of
     tensors in a file, of which one at a time is read).
 
-    The projection head (`ap_head.*`) is taken if it is there.
+    The result is `{"trunk": ..., "method": {NAME: ...}}`; a method's parameters, such as SRA's head
+    (`ap_head.*`), are taken if they are there.
 
     Raises:
       InputError: tensors that are missing, left over, or of another shape than `config` gives.
     """
-    head = any(key in state_dict for key in HEAD_TABLE)
-    wanted = torch_shapes(config, head)
+    methods = released_methods(state_dict)
+    wanted = torch_shapes(config, methods)
     _check_names(wanted, state_dict)
     for key, shape in wanted.items():
         if np.shape(state_dict[key]) != shape:
@@ -100,16 +98,32 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: TransformerConfig) 
     def take(key: str, layout: Layout) -> np.ndarray:
         return layout.to_ours(np.asarray(state_dict[key], np.float32), config)
 
-    params: dict[str, Any] = {}
-    for key, (path, layout) in (TABLE | (HEAD_TABLE if head else {})).items():
+    params: dict[str, Any] = {"trunk": {}, "method": {}}
+    for key, (path, layout) in _table(methods).items():
         _set(params, path, np.ascontiguousarray(take(key, layout)))
     for key, (path, layout) in BLOCK_TABLE.items():
         layers = (take(f"blocks.{i}.{key}", layout) for i in range(config.depth))
-        _set(params, f"blocks/{path}", _stack(layers, config.depth))
+        _set(params["trunk"], f"blocks/{path}", _stack(layers, config.depth))
     return params
 
 
-def to_torch(params: Mapping[str, Any], config: TransformerConfig) -> dict[str, np.ndarray]:
+def released_methods(names: Container[str]) -> tuple[str, ...]:
+    """The methods whose tensors are among `names`."""
+    return tuple(m.name for m in RELEASED if any(f"{key}.weight" in names for key in m.torch_names))
+
+
+def _table(methods: Collection[str]) -> dict[str, tuple[str, Layout]]:
+    """Path in our parameters and layout of every tensor outside the blocks, by its name there."""
+    table = {key: (f"trunk/{path}", layout) for key, (path, layout) in TABLE.items()}
+    for method in RELEASED:
+        for key, path in method.torch_names.items() if method.name in methods else ():
+            below = f"method/{method.name}/{path}"
+            table[f"{key}.weight"] = (f"{below}/kernel", LINEAR)
+            table[f"{key}.bias"] = (f"{below}/bias", SAME)
+    return table
+
+
+def to_torch(params: Mapping[str, Any], config: DiTConfig) -> dict[str, np.ndarray]:
     """The PyTorch state dict, as numpy arrays, of our parameters (or of anything shaped like them,
     such as their gradients): the inverse of `from_torch`."""
     views = _torch_views(jax.tree.map(np.asarray, params), config)
@@ -126,27 +140,30 @@ def _stack(layers: Iterator[np.ndarray], count: int) -> np.ndarray:
     return stacked
 
 
-def _torch_views(params: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:
-    table = TABLE | (HEAD_TABLE if "head" in params else {})
+def _torch_views(params: Mapping[str, Any], config: DiTConfig) -> dict[str, Any]:
     views = {
-        key: layout.to_torch(_get(params, path), config) for key, (path, layout) in table.items()
+        key: layout.to_torch(_get(params, path), config)
+        for key, (path, layout) in _table(params["method"]).items()
     }
     for key, (path, layout) in BLOCK_TABLE.items():
-        stacked = _get(params["blocks"], path)
+        stacked = _get(params["trunk"]["blocks"], path)
         for i in range(config.depth):
             views[f"blocks.{i}.{key}"] = layout.to_torch(stacked[i], config)
     return views
 
 
-def torch_shapes(config: TransformerConfig, head: bool) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a model there, by name."""
-    return dict(_torch_shapes(config, head))
+def torch_shapes(config: DiTConfig, methods: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor there, of a trunk and of the parameters of `methods`, by name."""
+    return dict(_torch_shapes(config, tuple(methods)))
 
 
 @cache
-def _torch_shapes(config: TransformerConfig, head: bool) -> dict[str, tuple[int, ...]]:
+def _torch_shapes(config: DiTConfig, methods: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    trunk = DiT(config)
+
     def views(key):
-        return _torch_views(init_params(DiffusionTransformer(config), key, head), config)
+        own = {m.name: m.init(key, trunk.sizes) for m in RELEASED if m.name in methods}
+        return _torch_views({"trunk": trunk.init(key), "method": own}, config)
 
     return {name: array.shape for name, array in jax.eval_shape(views, jax.random.key(0)).items()}
 

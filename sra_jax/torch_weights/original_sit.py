@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from sra_jax.models import TransformerConfig
+from sra_jax.models import DiTConfig
 from sra_jax.models.layers import FREQUENCIES, MAX_PERIOD
 
 TIME_WEIGHT = "t_embedder.mlp.0.weight"
@@ -23,16 +23,14 @@ OUTPUT_WEIGHT = "final_layer.linear.weight"
 OUTPUT_BIAS = "final_layer.linear.bias"
 
 
-def reverse_time(
-    state_dict: Mapping[str, np.ndarray], config: TransformerConfig
-) -> dict[str, np.ndarray]:
+def reverse_time(state_dict: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, np.ndarray]:
     """The state dict of the same flow in our time: at t it predicts minus what the given one
     predicts at 1 - t.
 
     Folded in float64; the tensors that do not change are those given. `config` is our model's, and
     what `state_dict` predicts beyond its channels is dropped.
     """
-    keep = partial(velocity_rows, patch=config.patch_size, channels=config.in_channels)
+    keep = partial(velocity_rows, patch=config.layout.patch, channels=config.layout.channels)
     return dict(state_dict) | {
         TIME_WEIGHT: _reflect(np.asarray(state_dict[TIME_WEIGHT], np.float64)),
         OUTPUT_WEIGHT: -keep(state_dict[OUTPUT_WEIGHT]),

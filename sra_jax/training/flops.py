@@ -1,81 +1,117 @@
-"""How many floating-point operations a step takes, counted from the model's shape.
+"""Floating-point operations of a step, counted in the jaxpr of its objective.
 
-Matrix products only, two operations a multiply-add. XLA's own count sees a scanned body once, so it
-cannot be used; a test compares this one with an unrolled compile.
+Matrix products and convolutions only, two operations a multiply-add. Nothing is computed or
+compiled. XLA's own count sees the body of a scan once, so it cannot be used.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
-from sra_jax.methods.sra import SRAConfig
-from sra_jax.models import TransformerConfig
+import jax
+import jax.numpy as jnp
+
+from sra_jax.core.shapes import FieldSpec
+from sra_jax.training.objective import Objective
+from sra_jax.training.step import StepConfig, draw_example
 
 
 class StepFlops(NamedTuple):
     """Operations for one image in one training step."""
 
-    student_forward: int
-    teacher_forward: int
-    head_forward: int
+    forward: int
     backward: int
     recomputed: int
 
     @property
     def useful(self) -> int:
-        """What the method needs: all but what rematerialisation computes again. MFU counts this."""
-        return self.student_forward + self.teacher_forward + self.head_forward + self.backward
+        """Operations without those that rematerialisation repeats. MFU counts these."""
+        return self.forward + self.backward
 
     @property
     def total(self) -> int:
         return self.useful + self.recomputed
 
 
-def step_flops(config: TransformerConfig, sra: SRAConfig | None) -> StepFlops:
-    """The operations of a step on `config`, aligned as `sra` says (None: not at all).
+def step_flops(plain: Objective, rematerialised: Objective) -> StepFlops:
+    """The operations of a step.
 
-    The backward pass takes twice the forward pass of what is trained. The teacher has none; it and
-    the head see only the images that are aligned.
+    Args:
+      plain: the objective with a trunk that computes nothing twice.
+      rematerialised: the same with the run's rematerialisation.
     """
-    forward = forward_flops(config)
-    head = head_flops(config) // sra.stride if sra is not None and sra.head else 0
-    teacher = forward_flops(config, sra.teacher_block) // sra.stride if sra is not None else 0
-    blocks = config.depth * block_flops(config)
-    return StepFlops(
-        student_forward=forward,
-        teacher_forward=teacher,
-        head_forward=head,
-        backward=2 * (forward + head),
-        # "dots" keeps the matrix products; only attention's two are computed again.
-        recomputed={
-            "none": 0,
-            "dots": config.depth * attention_flops(config),
-            "full": blocks,
-        }[config.remat],
-    )
+    forward, whole = _forward(plain), _gradient(plain)
+    return StepFlops(forward, whole - forward, _gradient(rematerialised) - whole)
 
 
-def forward_flops(config: TransformerConfig, stop_at: int | None = None) -> int:
-    """Operations of one image's forward pass, whole or up to block `stop_at`."""
-    tokens, width = config.num_tokens, config.width
-    values = config.patch_size**2
-    embeddings = tokens * values * config.in_channels * width + 256 * width + width**2
-    final = 2 * width**2 + tokens * width * values * config.out_channels
-    if stop_at is not None:
-        return 2 * embeddings + stop_at * block_flops(config)
-    return 2 * (embeddings + final) + config.depth * block_flops(config)
+def count_flops(function: Callable, *arguments: Any) -> int:
+    """Operations of the matrix products and convolutions of `function`.
+
+    Arguments may be shapes. The body of a scan counts once a turn.
+    """
+    return 2 * _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def block_flops(config: TransformerConfig) -> int:
-    """Operations of one block on one image."""
-    tokens, width = config.num_tokens, config.width
-    linear = (4 + 2 * config.mlp_ratio) * tokens * width**2
-    return 2 * (linear + 6 * width**2) + attention_flops(config)
+def _forward(objective: Objective) -> int:
+    params, example = _shapes(objective)
+    loss = count_flops(lambda p, e: _loss(objective, p, p, e), params, example)
+    return loss // objective.group
 
 
-def attention_flops(config: TransformerConfig) -> int:
-    """Operations of one block's scores and of their product with the values, on one image."""
-    return 2 * 2 * config.num_tokens**2 * config.width
+def _gradient(objective: Objective) -> int:
+    params, example = _shapes(objective)
+
+    def gradient(params, ema, example):
+        return jax.grad(lambda p: _loss(objective, p, ema, example))(params)
+
+    return count_flops(gradient, params, params, example) // objective.group
 
 
-def head_flops(config: TransformerConfig) -> int:
-    """Operations of the projection head on one image."""
-    return 2 * 4 * config.num_tokens * config.width**2
+def _loss(objective: Objective, params, ema, example) -> jax.Array:
+    sizes = objective.trunk.sizes
+    state = {method.name: method.init_state(sizes) for method in objective.methods}
+    return objective(params, ema, state, example, jnp.int32(0))[0]
+
+
+def _shapes(objective: Objective) -> tuple[Any, Any]:
+    """Shapes of the parameters, and of the smallest example that the methods take."""
+    params = jax.eval_shape(lambda: objective.init(0))
+
+    height, width, channels = objective.trunk.sizes.layout.shape
+    fields = {"moments": FieldSpec((height, width, 2 * channels), "float32")} | objective.fields()
+    batch = {
+        name: jax.ShapeDtypeStruct((objective.group, *field.shape), jnp.dtype(field.dtype))
+        for name, field in fields.items()
+    }
+    draw = partial(draw_example, objective, StepConfig(), step=0)
+    return params, jax.eval_shape(draw, batch)
+
+
+def _count(jaxpr: Any) -> int:
+    """Multiply-adds of a jaxpr."""
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        left = equation.invars[0].aval.shape
+        (contracted, _), _ = params["dimension_numbers"]
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        output_axis = params["dimension_numbers"].rhs_spec[0]
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[output_axis]
+    if name in ("while", "cond"):
+        raise ValueError(f"cannot count the operations of a {name}: how often it runs is not known")
+    inside = sum(_count(inner) for inner in _inner_jaxprs(params))
+    return inside * (params["length"] if name == "scan" else 1)
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        if hasattr(value, "jaxpr"):  # a closed one
+            yield value.jaxpr
+        elif hasattr(value, "eqns"):
+            yield value

@@ -45,7 +45,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clip, then AdamW. The position table is fixed: it has no gradient, and is not decayed."""
 
     def decayed(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != "pos_embed", params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "pos_embed", params)
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -1,31 +1,42 @@
-"""What training carries from step to step: no generator, no iterator, as the step tells both."""
+"""The training state. Random keys and the data position follow from `step`: they are not in it."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sra_jax.core.random import stream_key
-from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.training.objective import Objective
 
 
 class TrainState(NamedTuple):
-    """`step` int32 []: updates made; `params` and `ema` float32, of one structure; `opt_state`."""
+    """The training state.
+
+    Attributes:
+      step: int32 [], updates made.
+      params, ema: `{"trunk": ..., "method": {NAME: ...}}`, float32, of one structure.
+      opt_state: of optax.
+      method_state: {NAME: arrays that a method keeps and does not train}.
+    """
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+    method_state: Mapping[str, Any]
 
 
 def init_state(
-    model: DiffusionTransformer, optimizer: optax.GradientTransformation, seed: int, head: bool
+    objective: Objective, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
     """The state before the first step; the EMA, the teacher, starts as a copy of the student."""
-    params = init_params(model, stream_key(seed, "init"), head)
+    params = objective.init(seed)
     ema = jax.tree.map(jnp.copy, params)  # a copy, not an alias: the step donates both
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    sizes = objective.trunk.sizes
+    states = {method.name: method.init_state(sizes) for method in objective.methods}
+    kept = {name: state for name, state in states.items() if jax.tree.leaves(state)}
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), kept)
 
 
 def nonfinite_leaves(state: TrainState) -> list[str]:

@@ -3,31 +3,33 @@
 What is jitted, sharded and donated is decided by the caller; nothing here knows of devices.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from sra_jax.conditioning import drop
 from sra_jax.core.errors import InputError
 from sra_jax.core.random import stream_key
-from sra_jax.methods.sra import SRAConfig, WeightSchedule, draw_times, sra_loss
-from sra_jax.models import DiffusionTransformer
-from sra_jax.processes import Process
+from sra_jax.methods import Example
+from sra_jax.training.objective import Batch, Metrics, Objective
 from sra_jax.training.state import TrainState
-
-Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """How a step is made, beside the method: gradients are accumulated over `microbatches`; with
-    `skip_nonfinite`, a step whose loss or gradient is NaN or infinite changes nothing but the
-    number of steps.
+    """Settings of the train step that do not depend on the method.
+
+    Attributes:
+      seed: of all that is random.
+      label_dropout: the probability that an example's condition is dropped.
+      ema_decay: of the average of the parameters, which is the teacher and what is sampled.
+      microbatches: parts of the batch over which gradients are accumulated.
+      skip_nonfinite: a step whose loss or gradient is NaN or infinite changes only the step count.
 
     Raises:
       InputError: a value out of its range.
@@ -50,77 +52,37 @@ class StepSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig(StepSettings):
-    """The same for certain data: `scale` and `shift` map a drawn latent to the model's space."""
+    """The settings, with the `scale` and `shift` that map a drawn latent to the model's space."""
 
     scale: float = 1.0
     shift: float = 0.0
 
 
-class Example(NamedTuple):
-    """What the loss sees, all drawn: latents and noise [B, H, W, C], labels and times [B]."""
-
-    x: jax.Array
-    labels: jax.Array
-    noise: jax.Array
-    t: jax.Array
-    t_teacher: jax.Array
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Model, process and method: what is trained. `sra` is None for plain SiT or DiT."""
-
-    model: DiffusionTransformer
-    process: Process
-    sra: SRAConfig | None
-    weight: WeightSchedule
-
-    @property
-    def stride(self) -> int:
-        """One example of so many is aligned."""
-        return self.sra.stride if self.sra is not None else 1
-
-    def __call__(self, params: Any, ema: Any, example: Example, step: jax.Array):
-        """The loss [] to minimise in `params`, and its metrics."""
-        losses = sra_loss(
-            self.sra,
-            self.process,
-            partial(self.model.apply, {"params": params}),
-            partial(self.model.apply, {"params": ema}),
-            partial(self.model.apply, {"params": params}, method="project"),
-            *example,
-        )
-        generation = losses.generation.mean()
-        if self.sra is None:
-            return generation, {"loss": generation, "generation": generation}
-        alignment = losses.alignment.mean()
-        loss = generation + self.weight(step) * alignment
-        return loss, {
-            "loss": loss,
-            "generation": generation,
-            "alignment": alignment,
-            "student_feature_norm": _mean_norm(losses.student_feature),
-            "teacher_feature_norm": _mean_norm(losses.teacher_feature),
-        }
-
-
 def make_train_step(
     objective: Objective, optimizer: optax.GradientTransformation, config: StepConfig
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step on a global batch of `moments` [B, H, W, 2 C] (mean, standard deviation) and
-    `labels` [B]. Its metrics are float32 scalars: means over the batch, and the gradient's norm
-    before clipping; with `skip_nonfinite` also `skipped`, 1 for a step that was (and whose other
-    metrics say why), else 0."""
+    """The step on a global batch of `moments` [B, H, W, 2 C] (mean, standard deviation) and of the
+    fields of `objective`.
+
+    Its metrics are float32 scalars: means over the batch, and the gradient's norm before clipping.
+    With `skip_nonfinite` there is also `skipped`: 1 for a step that was skipped, else 0.
+    """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         example = draw_example(objective, config, batch, state.step)
-        loss = partial(objective, ema=state.ema, step=state.step)
-        grads, metrics = accumulate_gradients(
-            loss, state.params, example, config.microbatches, objective.stride
+        loss = partial(objective, ema=state.ema, state=state.method_state, step=state.step)
+        grads, (metrics, statistics) = accumulate_gradients(
+            loss, state.params, example, config.microbatches, objective.group
         )
         with jax.named_scope("grad_norm"):
             metrics |= {"grad_norm": optax.tree.norm(grads)}
         new_state = apply_gradients(state, grads, optimizer, config.ema_decay)
+        method_state = {
+            method.name: method.next_state(state.method_state[method.name], statistics[method.name])
+            for method in objective.methods
+            if method.name in state.method_state
+        }
+        new_state = new_state._replace(method_state=method_state)
         if not config.skip_nonfinite:
             return new_state, metrics
         finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
@@ -134,33 +96,50 @@ def make_train_step(
 def draw_example(
     objective: Objective, config: StepConfig, batch: Batch, step: jax.Array
 ) -> Example:
-    """Draws latents from their posterior, noise, times and dropped labels for one global batch."""
-    key = partial(stream_key, config.seed, step=step)
+    """Draws all that is random for one global batch: latents from their posterior, noise, times,
+    dropped conditions, and the methods' own arrays."""
+    keys = partial(stream_key, config.seed, step=step)
     mean, std = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
-    x = (mean + std * jax.random.normal(key("latent"), mean.shape)) * config.scale + config.shift
-    labels, size = batch["labels"], len(mean)
-    dropped = jax.random.uniform(key("label_dropout"), (size,)) < config.label_dropout
-    null = objective.model.config.num_classes
-    t, t_teacher = draw_times(objective.sra, objective.process, key("time"), key("gap"), size)
-    noise = jax.random.normal(key("noise"), x.shape)
-    return Example(x, jnp.where(dropped, null, labels), noise, t, t_teacher)
+    x = (mean + std * jax.random.normal(keys("latent"), mean.shape)) * config.scale + config.shift
+    dropped = jax.random.uniform(keys("label_dropout"), (len(x),)) < config.label_dropout
+    condition = {name: batch[name] for name in objective.conditioning.fields()}
+    t = objective.process.draw_time(keys("time"), len(x))
+    sizes, methods = objective.trunk.sizes, objective.methods
+    return Example(
+        x=x,
+        condition=drop(objective.conditioning, condition, dropped),
+        noise=jax.random.normal(keys("noise"), x.shape),
+        t=t,
+        fields={name: batch[name] for method in methods for name in method.fields(sizes)},
+        draws={method.name: method.draw(keys, objective.process, t, sizes) for method in methods},
+    )
 
 
 def accumulate_gradients(
-    loss: Callable[..., tuple[jax.Array, Metrics]],
+    loss: Callable[..., tuple[jax.Array, Any]],
     params: Any,
     example: Example,
     microbatches: int,
-    together: int = 1,
-) -> tuple[Any, Metrics]:
-    """Gradient and metrics of the mean loss, over `microbatches` equal parts of the batch, in which
-    groups of `together` neighbours stay together."""
+    group: int = 1,
+) -> tuple[Any, Any]:
+    """The gradient of the mean loss, accumulated over equal microbatches.
+
+    Args:
+      loss: (params, example=...) -> (loss [], anything to be averaged with the gradient).
+      params: the parameters to differentiate in.
+      example: a tree of arrays [B, ...].
+      microbatches: into how many parts the batch is split.
+      group: neighbours that stay in one part.
+
+    Returns:
+      The gradient, and the average of the loss's second result.
+    """
     gradient = jax.grad(lambda params, part: loss(params, example=part), has_aux=True)
     if microbatches == 1:
         return gradient(params, example)
 
     def split(a):  # strided, so that every device of a sharded batch has a share in every part
-        groups = a.reshape(-1, microbatches, together, *a.shape[1:]).swapaxes(0, 1)
+        groups = a.reshape(-1, microbatches, group, *a.shape[1:]).swapaxes(0, 1)
         return groups.reshape(microbatches, -1, *a.shape[1:])
 
     def add(total, part):
@@ -182,9 +161,4 @@ def apply_gradients(
         params = optax.apply_updates(state.params, updates)
     with jax.named_scope("ema"):
         ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, state.ema, params)
-    return TrainState(state.step + 1, params, ema, opt_state)
-
-
-def _mean_norm(feature: jax.Array) -> jax.Array:
-    """Mean over tokens of the L2 norm of a feature [B, N, D]."""
-    return jnp.linalg.norm(feature.astype(jnp.float32), axis=-1).mean()
+    return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)

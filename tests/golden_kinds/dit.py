@@ -4,6 +4,7 @@ Every group yields the comparisons of one part of the file. Names are the file's
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,17 @@ from golden import (
     compare,
 )
 from golden_kinds.shared import (
-    bind_models,
     compare_gradient,
+    make_example,
     make_gradient,
-    make_method,
+    make_objective,
     sample,
 )
 
-from sra_jax.methods.sra import sra_loss
+from sra_jax.methods import Example, Networks
+from sra_jax.models import Pass
 from sra_jax.processes import DDPM
 from sra_jax.sampling.guidance import Guidance
-from sra_jax.training.step import Example
 
 
 def compare_forward(golden: Golden) -> Iterator[Comparison]:
@@ -46,21 +47,25 @@ def compare_forward(golden: Golden) -> Iterator[Comparison]:
 def compare_losses(golden: Golden) -> Iterator[Comparison]:
     """The terms of the generation loss, their sum, and the alignment loss, for both draws."""
     student, teacher, process = golden.params("student"), golden.params("teacher"), DDPM()
-    model, method = Jitted(golden.config), make_method(golden)
+    objective = make_objective(golden, process)
+    ((sra,), trunk) = objective.methods, objective.trunk
 
     @jax.jit
     def losses(student, teacher, example):
-        x, labels, noise, t, _ = example
-        models = bind_models(model, student, teacher)
-        output = models[0](process.corrupt(x, noise, t), t, labels).prediction
-        mse, vb = process.loss_terms(output, x, noise, t)
-        found = sra_loss(method, process, *models, *example)
-        return {"mse": mse, "vb": vb, "loss": found.generation}, found.alignment.mean()
+        x, noise, t = example.x, example.noise, example.t
+        x_t = process.corrupt(x, noise, t)
+        out = trunk.apply(student["trunk"], x_t, t, example.condition, Pass(taps=sra.taps()))
+        mse, vb = process.loss_terms(out.prediction, x, noise, t)
+        generation = process.generation_loss(out.prediction, x, noise, t)
+        networks = [partial(trunk.apply, params["trunk"]) for params in (student, teacher)]
+        nets = Networks(*networks, student["method"]["sra"], ())
+        alignment = sra.terms(nets, process, example, out).losses["alignment"]
+        return {"mse": mse, "vb": vb, "loss": generation}, alignment.mean()
 
     for draw in ("loss", "loss_for_grad"):
         if f"{draw}/t" not in golden:
             continue
-        terms, alignment = losses(student, teacher, make_example(golden, draw))
+        terms, alignment = losses(student, teacher, drawn_example(golden, draw))
         first = golden[f"{draw}/t"] == 0  # there float32 leaves vb few digits
         for name, ours in terms.items():
             key = f"{draw}/{name}"
@@ -74,19 +79,19 @@ def compare_losses(golden: Golden) -> Iterator[Comparison]:
         yield compare(f"{draw}/align_loss", alignment, golden[f"{draw}/align_loss"], LOSSES)
 
 
-def make_example(golden: Golden, draw: str) -> Example:
+def drawn_example(golden: Golden, draw: str) -> Example:
     """The draws below `loss/` or `loss_for_grad/`."""
     t, gap_max = golden.jax(f"{draw}/t", jnp.int32), golden.meta["gap_max"]
     u = (golden.jax(f"{draw}/gap") + 0.5) / gap_max  # floor(gap_max u) is the recorded gap
-    t_teacher = DDPM().teacher_time(t, u, gap_max / golden.meta["diffusion_steps"])
+    t_teacher = DDPM().earlier(t, u, gap_max / golden.meta["diffusion_steps"])
     labels, noise = golden.jax("loss/labels", jnp.int32), golden.images("loss/noise")
-    return Example(golden.images("loss/latents"), labels, noise, t, t_teacher)
+    return make_example(golden.images("loss/latents"), labels, noise, t, t_teacher)
 
 
 def compare_first_gradient(golden: Golden) -> Iterator[Comparison]:
     """The first step's gradient."""
     differentiate = jax.jit(make_gradient(golden, DDPM()))
-    example = make_example(golden, "loss_for_grad")
+    example = drawn_example(golden, "loss_for_grad")
     student, teacher = golden.params("student"), golden.params("teacher")
     gradient, _ = differentiate(student, teacher, example, step=0)
     yield compare_gradient(golden, gradient, DIT_GRADIENTS)

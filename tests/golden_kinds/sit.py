@@ -6,6 +6,7 @@ Every group yields the comparisons of one part of the file. Names are the file's
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +24,23 @@ from golden import (
     compare_worst,
 )
 from golden_kinds.shared import (
-    bind_models,
     compare_gradient,
+    make_example,
     make_gradient,
-    make_method,
+    make_objective,
     sample,
 )
-from sra_jax.methods.distances import DISTANCES
 
-from sra_jax.methods.sra import sra_loss
+from sra_jax.methods import Example, Networks
+from sra_jax.methods.distances import DISTANCES
+from sra_jax.models import DiT, Pass
+from sra_jax.models.layers import MLP
 from sra_jax.processes import Interpolant
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.torch_weights import to_torch
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState
-from sra_jax.training.step import Example, apply_gradients
+from sra_jax.training.step import apply_gradients
 
 GAP_MAX = 0.2
 
@@ -69,8 +72,8 @@ def compare_forward(golden: Golden) -> Iterator[Comparison]:
         key = f"fwd/block_{block:02}"
         yield compare(key, feature, golden[key], FEATURES)
     yield compare("fwd/velocity", out.prediction, golden.images("fwd/velocity"), FEATURES)
-    projected = model.project(params, out.features[golden.meta["student_block"]])
-    yield compare("fwd/projected", projected, golden["fwd/projected"], FEATURES)
+    feature = out.features[golden.meta["student_block"]]
+    yield compare("fwd/projected", project(params, feature), golden["fwd/projected"], FEATURES)
 
 
 def compare_losses(golden: Golden) -> Iterator[Comparison]:
@@ -78,20 +81,22 @@ def compare_losses(golden: Golden) -> Iterator[Comparison]:
     student, teacher = golden.params("student"), golden.params("teacher")
     x, noise = golden.images("loss/latents"), golden.images("loss/noise")
     labels, u_gap = golden.jax("loss/labels", jnp.int32), golden.jax("loss/u_gap")
-    model, method = Jitted(golden.config), make_method(golden)
+    trunk, meta = DiT(golden.config), golden.meta
 
     @partial(jax.jit, static_argnums=0)
     def losses(process, student, teacher, t):
-        models = bind_models(model, student, teacher)
-        t_teacher = process.teacher_time(t, u_gap, GAP_MAX)
-        found = sra_loss(method, process, *models, x, labels, noise, t, t_teacher)
-        projected = models[-1](found.student_feature)
-        others = {
-            name: distance(projected, found.teacher_feature)
-            for name, distance in DISTANCES.items()
-            if name != method.distance
-        }
-        return found.generation, others | {method.distance: found.alignment}
+        t_teacher = process.earlier(t, u_gap, GAP_MAX)
+        example = make_example(x, labels, noise, t, t_teacher)
+        how = Pass(taps=(meta["student_block"],))
+        x_t = process.corrupt(x, noise, t)
+        out = trunk.apply(student["trunk"], x_t, t, example.condition, how)
+        networks = [partial(trunk.apply, params["trunk"]) for params in (student, teacher)]
+        nets = Networks(*networks, student["method"]["sra"], ())
+        found = {}
+        for distance in DISTANCES:
+            (sra,) = make_objective(golden, process, distance=distance).methods
+            found[distance] = sra.terms(nets, process, example, out).losses["alignment"]
+        return process.generation_loss(out.prediction, x, noise, t), found
 
     for path, weighting in product(("linear", "cosine"), ("uniform", "lognormal")):
         prefix = f"loss/{path}/{weighting}"
@@ -107,6 +112,14 @@ def compare_losses(golden: Golden) -> Iterator[Comparison]:
             key = f"{prefix}/{name}"
             if key in golden:
                 yield compare_distance(key, distances[distance], golden[key])
+
+
+def project(params: Any, feature: jax.Array) -> jax.Array:
+    """SRA's head on a feature [B, N, D]."""
+    width = feature.shape[-1]
+    return MLP(2 * width, width, "silu", feature.dtype).apply(
+        {"params": params["method"]["sra"]}, feature
+    )
 
 
 def compare_distance(key: str, ours: jax.Array, recorded: np.ndarray) -> Comparison:
@@ -128,10 +141,10 @@ def compare_steps(golden: Golden) -> Iterator[Comparison]:
         return apply_gradients(state, gradient, optimizer, ema_decay), gradient, metrics
 
     student, teacher = golden.params("student"), golden.params("teacher")
-    state = TrainState(jnp.int32(0), student, teacher, jax.jit(optimizer.init)(student))
+    state = TrainState(jnp.int32(0), student, teacher, jax.jit(optimizer.init)(student), {})
     history = []
     for i in range(len(golden["train/generation"])):
-        state, gradient, metrics = step(state, make_example(golden, i))
+        state, gradient, metrics = step(state, step_example(golden, i))
         history.append(metrics)
         if i == 0:
             yield compare_gradient(golden, gradient, SIT_GRADIENTS)
@@ -144,12 +157,12 @@ def compare_steps(golden: Golden) -> Iterator[Comparison]:
         yield compare_worst(prefix, ours, golden.state_dict(prefix), AFTER_THREE_STEPS)
 
 
-def make_example(golden: Golden, i: int) -> Example:
+def step_example(golden: Golden, i: int) -> Example:
     """The draws of step `i`."""
     t, u_gap = golden.jax(f"train/{i}/u_time"), golden.jax(f"train/{i}/u_gap")
-    t_teacher = Interpolant().teacher_time(t, u_gap, GAP_MAX)
+    t_teacher = Interpolant().earlier(t, u_gap, GAP_MAX)
     labels, noise = golden.jax("loss/labels", jnp.int32), golden.images(f"train/{i}/noise")
-    return Example(golden.images("loss/latents"), labels, noise, t, t_teacher)
+    return make_example(golden.images("loss/latents"), labels, noise, t, t_teacher)
 
 
 def compare_samples(golden: Golden) -> Iterator[Comparison]:

@@ -1,0 +1,6 @@
+"""What the model is told besides time: a dict of arrays, described by a `Conditioning`."""
+
+from sra_jax.conditioning.base import Condition, Conditioning, drop
+from sra_jax.conditioning.class_labels import ClassLabels
+
+__all__ = ["ClassLabels", "Condition", "Conditioning", "drop"]
