@@ -31,11 +31,14 @@ BFLOAT16 = 2e-2  # the bfloat16 forward against the float32 one
 ROUNDING = 1e-6  # one float32 computation against the same in another order
 
 
+SIZE_NAMES = ("hidden_size", "width"), ("num_heads", "heads")
+
+
 class Golden:
     """The arrays of one file by key, and the model they belong to.
 
     Args:
-      kind: "sit" or "dit".
+      kind: one of `check_golden.KINDS`.
       file: the file to read; by default the one in `data/`.
     """
 
@@ -44,14 +47,17 @@ class Golden:
             self._arrays = dict(arrays)
         self._unread = set(self._arrays)
         self.meta = json.loads(str(self["meta"]))
-        side, channels = self.meta["input_size"], self["fwd/x"].shape[1]
+        meta = self.meta  # authors name the same size differently
+        width, heads = (meta.get(a, meta.get(b)) for a, b in SIZE_NAMES)
+        side = meta["input_size"]
+        channels = meta["channels"] if "channels" in meta else self["fwd/x"].shape[1]
         self.config = DiTConfig(
-            LatentLayout(side, side, channels, self.meta["patch_size"]),
-            ClassLabels(self.meta["num_classes"]),
-            outputs={"sit": 1, "dit": 2}[kind],
-            width=self.meta["hidden_size"],
-            depth=self.meta["depth"],
-            num_heads=self.meta["num_heads"],
+            LatentLayout(side, side, channels, meta["patch_size"]),
+            ClassLabels(meta["num_classes"]),
+            outputs=2 if kind == "dit" else 1,
+            width=width,
+            depth=meta["depth"],
+            num_heads=heads,
         )
 
     def __getitem__(self, key: str) -> np.ndarray:

@@ -18,8 +18,6 @@ from sra_jax.methods.schedule import WeightSchedule
 from sra_jax.models import Output, Params, Pass, Sizes
 from sra_jax.processes import Process
 
-ONE = WeightSchedule(1.0)
-
 Keys = Callable[[str], jax.Array]
 """From the name of a random stream to its key at this step. Every method names its own streams."""
 
@@ -99,7 +97,7 @@ class Method:
     torch_names: ClassVar[Mapping[str, str]] = {}
     """Paths of linear layers in `params`, by the names that they have in PyTorch files."""
 
-    weight: WeightSchedule = ONE
+    weight: WeightSchedule = WeightSchedule(1.0)
 
     @property
     def group(self) -> int:

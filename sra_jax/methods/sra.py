@@ -24,8 +24,6 @@ from sra_jax.models import Output, Params, Pass, Sizes
 from sra_jax.models.layers import MLP
 from sra_jax.processes import Process
 
-PAPER_WEIGHT = WeightSchedule(0.2)
-
 # (student, teacher) blocks by the trunk's size, for SiT (1 output) and DiT (2). The S pairs are
 # this project's own (the B pairs, at the same depth); the others are the paper's.
 BLOCKS = {
@@ -65,7 +63,7 @@ class SRA(Method):
     )
     torch_names: ClassVar[Mapping[str, str]] = {"ap_head.linear1": "fc1", "ap_head.linear2": "fc2"}
 
-    weight: WeightSchedule = PAPER_WEIGHT
+    weight: WeightSchedule = WeightSchedule(0.2)
     student_block: int
     teacher_block: int
     distance: str = "smooth_l1"

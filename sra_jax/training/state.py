@@ -39,6 +39,32 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), kept)
 
 
+def to_trees(state: TrainState) -> dict[str, Any]:
+    """The state as the named trees of a checkpoint.
+
+    Trunk and methods lie apart: to sample, one reads the trunk and need not know the methods.
+    """
+    methods = {
+        "params": state.params["method"],
+        "ema": state.ema["method"],
+        "state": state.method_state,
+    }
+    methods = {name: tree for name, tree in methods.items() if tree}
+    trunk = {"params": state.params["trunk"], "ema": state.ema["trunk"]}
+    trees = {"step": state.step, **trunk, "opt_state": state.opt_state}
+    return trees | ({"methods": methods} if methods else {})
+
+
+def from_trees(trees: Mapping[str, Any]) -> TrainState:
+    """The state of a checkpoint: undoes `to_trees`."""
+    methods = trees.get("methods", {})
+    networks = {
+        name: {"trunk": trees[name], "method": methods.get(name, {})} for name in ("params", "ema")
+    }
+    own = methods.get("state", {})
+    return TrainState(trees["step"], **networks, opt_state=trees["opt_state"], method_state=own)
+
+
 def nonfinite_leaves(state: TrainState) -> list[str]:
     """The paths of the arrays of `state` that hold a NaN or an infinity; waits for the devices.
 
