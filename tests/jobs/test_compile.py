@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from commands import REPOSITORY, environment, run
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from sra_jax.pods.slices import check_topology
 
 from sra_jax.core.errors import InputError
 from sra_jax.distributed.hardware import CHIPS, GIB
 from sra_jax.jobs.compile import slice_devices
 from sra_jax.pods.forecast import Fits, Refused, Roofline, make_roofline, parse_refusal, rank
 from sra_jax.pods.hlo import Array, Program, group_size
+from sra_jax.pods.slices import check_topology
 
 CONFIG = f"--config={REPOSITORY}/configs/sit_sra.py:S/8"
 LIBTPU = importlib.util.find_spec("libtpu") is not None

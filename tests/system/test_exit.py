@@ -8,7 +8,7 @@ from commands import Result, finish, start_python
 
 START = """
 import ctypes, signal, threading, time
-from sra_jax import endings
+from sra_jax.cli import exit as endings
 libc = ctypes.CDLL(None)
 mutex = ctypes.create_string_buffer(64)
 
