@@ -19,7 +19,7 @@ def wait_in_c():  # for what never comes, as in a collective whose other process
 def abort():  # as JAX does when it has lost a process
     threading.Thread(target=libc.abort).start()
 
-endings.heed_signals()
+endings.install_signal_handlers()
 """
 STOPPED = "error: stopped by {}; run the same command again\n"
 LOST = "[1 of 2] error: another process of this run has most likely ended"
