@@ -212,13 +212,12 @@ def test_another_model_is_refused_in_one_line(tmp_path):
     other = {"ema": {"kernel": shape, "scale": shape}, "step": ABSTRACT["step"]}
     with pytest.raises(CheckpointError) as refusal:
         CheckpointStore(tmp_path).restore(other)
+    assert "step 2 in" in str(refusal.value)
     assert (
-        "step 2 in" in str(refusal.value)
-        and "ema/kernel is float32[64,128] there, float32[3] here; "
-        "ema/scale is absent there, float32[3] here"
+        "ema/kernel was float32[64,128], is float32[3]; ema/scale was None, is float32[3]"
         in str(refusal.value)
     )
-    with pytest.raises(CheckpointError, match="head is absent there"):
+    with pytest.raises(CheckpointError, match="head was None, is"):
         CheckpointStore(tmp_path).restore({"head": shape})
 
 
