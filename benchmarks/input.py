@@ -21,9 +21,9 @@ from timing import describe_machine, print_table, spread, take_turns
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.data.pipeline import batches, prefetch
 from sra_jax.data.records import LatentSource, open_latents
-from sra_jax.training.loop import run_steps
+from sra_jax.training.loop import Hooks, run_steps
 from sra_jax.training.preemption import StopSignals
-from sra_jax.training.reporter import Reporter, Workload
+from sra_jax.training.reporter import Reporter, StepCost
 
 STEPS = 10  # in each report of the loop
 
@@ -99,7 +99,7 @@ def train(
     reports: list[dict[str, float]] = []
     writer = SimpleNamespace(write_scalars=lambda _, scalars: reports.append(scalars))
     steps = range(STEPS * (1 + repeats))
-    reporter = Reporter(writer, 0, steps.stop, STEPS, Workload(size, job.flops // size, 1, None))
+    reporter = Reporter(writer, 0, steps.stop, STEPS, StepCost(size, job.flops // size, 1, None))
     with CheckpointStore(folder) as store, StopSignals() as stop:
         run_steps(
             job.step,
@@ -107,11 +107,8 @@ def train(
             prefetch(batches(source, size, 0, 0), jax.device_put),
             steps,
             steps.stop,
-            store,
-            lambda *_: None,  # saves nothing
-            lambda *_: 0.0,  # and shows nothing
-            reporter,
-            stop,
+            # Saves nothing, and shows nothing.
+            Hooks(store, lambda *_: None, lambda *_: 0.0, reporter, stop),
         )
     return reports[1:]
 

@@ -42,7 +42,7 @@ from learning_train import Trainer, time_steps
 from records import Clock, Record, add_flags, start
 from timing import describe_machine
 
-from sra_jax.core.files import replacing
+from sra_jax.core.files import atomic_write
 from sra_jax.core.progress import format_seconds
 
 SEEDS = (0, 1, 2)
@@ -218,7 +218,7 @@ class Study:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes `value` so that `path` appears whole or not at all."""
-    with replacing(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(value, indent=1))
 
 

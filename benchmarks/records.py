@@ -104,7 +104,7 @@ def read_calls(file: Path) -> list[dict[str, Any]]:
 def write_calls(file: Path, calls: list[dict[str, Any]]) -> None:
     """Replaces `file` by one that holds `calls`: it is whole at every moment.
 
-    gpu.py calls it where sra_jax cannot be imported, so `core.files.replacing` does not serve.
+    gpu.py calls it where sra_jax cannot be imported, so `core.files.atomic_write` does not serve.
     """
     scratch = file.with_suffix(".tmp")
     scratch.write_text(json.dumps({"calls": calls}, indent=1) + "\n")

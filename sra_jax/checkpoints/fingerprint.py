@@ -1,4 +1,4 @@
-"""A digest of every leaf of a state, so that a checkpoint that loads wrong is not believed."""
+"""Computes a digest of every leaf of a state, by which a checkpoint is verified after loading."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ from sra_jax.core.errors import InputError
 
 
 def layout(tree) -> dict[str, str]:
-    """The path of every leaf with its dtype and shape, as in `{"params/kernel": "float32[3,4]"}`.
+    """Returns dtype and shape of every leaf by path: `{"params/kernel": "float32[3,4]"}`.
 
-    Takes arrays and `jax.ShapeDtypeStruct`s alike. Raises InputError when two leaves have one path.
+    The leaves are arrays or `jax.ShapeDtypeStruct`s. Raises InputError if two leaves have one path.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     described = {
@@ -26,20 +26,23 @@ def layout(tree) -> dict[str, str]:
 
 
 def fingerprint(tree) -> dict[str, str]:
-    """The path of every leaf with its layout and a 64-bit digest of its bits, in hex.
+    """Returns layout and 64-bit digest of every leaf by path, in hex.
 
-    `{"params/kernel": "float32[3,4] 00c0ffee00c0ffee"}`. Computed where the leaves live, in one
-    jitted pass; only eight bytes a leaf come to the host. The arithmetic is exact and in integers,
-    so the result depends on the values alone, never on the mesh, the sharding or the machine.
+    For example `{"params/kernel": "float32[3,4] 00c0ffee00c0ffee"}`. It is computed on the devices
+    in one jitted pass; only eight bytes per leaf come to the host. The arithmetic is in integers
+    and exact, so the result depends only on the values, not on mesh, sharding or machine.
 
     Each element, with its position, goes through a bijection of 32-bit words, and the results are
-    added modulo 2^32; a second sum passes them on through another. Hence any change within one
-    element, a single flipped bit included, is always seen; swapped, shifted, zeroed or otherwise
-    damaged elements are missed with probability about 2^-64. It guards against accidents, not
-    against forgery. `-0.0` differs from `0.0`, and every NaN from every other NaN.
+    added modulo 2^32. A second sum sends them through another bijection first. So any change
+    within one element, even of one bit, is always found; swapped, shifted, zeroed or otherwise
+    damaged elements are missed with probability about 2^-64. It protects against accidents, not
+    against forgery. `-0.0` differs from `0.0`, and NaNs with different bits differ.
 
-    `tree`: arrays of any shape, of bool or of a dtype of at most four bytes. Raises InputError for
-    a leaf of more than 2^32 elements, whose positions do not fit into a word.
+    Args:
+      tree: arrays of any shape, of bool or of a dtype of at most four bytes.
+
+    Raises:
+      InputError: a leaf has more than 2^32 elements, whose positions do not fit into a word.
     """
     described = layout(tree)
     leaves = jax.tree.leaves(tree)
@@ -63,7 +66,7 @@ def _leaf_sums(leaf: jax.Array) -> jax.Array:
     position = _positions(leaf.shape)
     first = _mix(_words(leaf) ^ _mix(position))
     second = _mix(first + position)
-    # One reduction for both: two would keep `first` in memory, as large as the leaf.
+    # One reduction computes both sums: two would keep `first`, as large as the leaf, in memory.
     zero, axes = np.uint32(0), tuple(range(leaf.ndim))
     return jnp.stack(lax.reduce((first, second), (zero, zero), _add_pairs, axes))
 
@@ -73,7 +76,7 @@ def _add_pairs(left: tuple, right: tuple) -> tuple:
 
 
 def _words(leaf: jax.Array) -> jax.Array:
-    """The bits of every element as a uint32, in the shape of the leaf."""
+    """Returns the bits of every element as uint32, in the shape of the leaf."""
     if leaf.dtype == jnp.bool_:
         return leaf.astype(jnp.uint32)
     unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
@@ -81,7 +84,7 @@ def _words(leaf: jax.Array) -> jax.Array:
 
 
 def _positions(shape: tuple[int, ...]) -> jax.Array:
-    """The row-major index of every element, uint32; from iotas, as a reshape would move shards."""
+    """Returns the row-major index of every element, uint32; a reshape would move shards."""
     flat = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from sra_jax.cli.exit import fail, heed_signals, leave, say_on_abort, speak_as, speaker
+from sra_jax.cli.exit import fail, install_signal_handlers, leave, say_on_abort, speak_as, speaker
 from sra_jax.core.errors import BAD_INPUT, FAILED, LOST, InputError, RunError
 from sra_jax.core.files import disk_advice
 
@@ -43,7 +43,7 @@ EXPECTED = {
 def run(command: ModuleType) -> NoReturn:
     """Runs a module of `sra_jax.cli` on the flags in `sys.argv`, and exits with its code."""
     _log_to_stdout()
-    heed_signals()
+    install_signal_handlers()
     required = command.define_flags()
     if any(argument in HELP for argument in sys.argv[1:]):
         print(f"{command.__doc__.strip()}\n{flags.FLAGS.module_help(command.__name__)}")

@@ -1,15 +1,15 @@
-"""How a process ends: with one line of its own, at once, whatever its threads or others wait for.
+"""Ends a process at once, with one line on stderr and its exit code.
 
-  asked by          where                            who hears it           exit code
-  SIGTERM, Ctrl-C   anywhere but in training's loop  `_stop`, a thread too  75, 130
-  SIGTERM, Ctrl-C   in training's loop               `StopSignals`          75, 130, all saved
-  a second Ctrl-C   in training's loop               `_stop`, a thread too  130
-  an error          anywhere                         `fail`                 2, or 1
-  a lost process    wherever JAX notices it          `fail`, or an abort    1
+  reason            where                     handled by                      exit code
+  SIGTERM, Ctrl-C   outside the train loop    `_stop`, also from a thread     75, 130
+  SIGTERM, Ctrl-C   in the train loop         `StopSignals`, after a save     75, 130
+  a second Ctrl-C   in the train loop         `_stop`, also from a thread     130
+  an error          anywhere                  `fail`                          2 or 1
+  a lost process    where JAX notices it      `fail`, or the abort's handler  1
 
-Left alone, JAX lets several processes end only together: one that fails waits in a barrier for
-those that wait for it, and one whose others are gone is aborted from a thread of C++, below a page
-of theirs. And it is not to be torn down while its threads compute: it crashes.
+By default a failing process of several hangs in JAX's shutdown barrier, and the survivors of a lost
+process are aborted from a C++ thread after a page of log. A normal exit also waits for threads, and
+JAX crashes if it is shut down while its threads compute. So this module ends with `os._exit`.
 """
 
 import contextlib
@@ -24,74 +24,80 @@ from typing import NoReturn
 
 from sra_jax.core.errors import BAD_INPUT, FAILED, INTERRUPTED, LOST, PREEMPTED
 
-# What one process has refused, the others most often refuse as well: they get time to say so. And
-# where one is lost, a SIGTERM to all of them may be on its way here, and tell that it was no fault.
+# One of several processes waits before it ends: the others most likely refuse the same input, and
+# need time to say so; and if one was stopped by a SIGTERM, the signal may still be on its way here,
+# which makes this a preemption and not a failure.
 GRACE_SECONDS = 5.0
 _STOPPED = {signal.SIGTERM: ("SIGTERM", PREEMPTED), signal.SIGINT: ("Ctrl-C", INTERRUPTED)}
 
-_speaker = ""  # what this process puts before its lines, where it is one of several
-_stopping = threading.Lock()  # held by the thread that ends this process for a signal
+_speaker = ""  # begins the lines of this process if it is one of several
+_stopping = threading.Lock()  # held by the thread that ends this process because of a signal
 _failing = threading.Lock()  # held by the thread that ends it for another reason
-_code: int | None = None  # what it will then exit with
-_on_abort = None  # the handler, of which C has but the address
+_code: int | None = None  # the exit code in that case
+_on_abort = None  # the handler of SIGABRT: C holds only its address
 
 
 def speak_as(name: str) -> None:
-    """From here on this is one process of several, and `name` begins its lines."""
+    """Makes this one process of several: `name` begins its lines from now on."""
     global _speaker
     _speaker = name
     say_on_abort(f"{name}error: {LOST}")
 
 
 def speaker() -> str:
-    """What begins the lines of this process; nothing where it is alone."""
+    """Returns what begins the lines of this process; "" if it is alone."""
     return _speaker
 
 
-def heed_signals() -> None:
-    """Has SIGTERM and Ctrl-C end this process at once, with a line; `train` saves first, once it
-    has begun to.
+def install_signal_handlers() -> None:
+    """Makes SIGTERM and Ctrl-C end this process at once, with one line.
 
-    An exception would go unheard in the callbacks where Python may be at that moment. And where the
-    main thread is in C, compiling or waiting for other processes, it runs no handlers: so a thread
-    hears of signals too. (A child by `os.fork` alone would share its pipe; nothing here makes one.)
+    The train loop replaces the handlers by its own, `StopSignals`, which save first.
+
+    The handlers do not raise, because an exception would be lost in a callback that Python happens
+    to run. A thread receives the signals too: the main thread runs no handlers while it is in C,
+    compiling or waiting for other processes. (A child by `os.fork` would share the pipe; nothing
+    here makes one.)
     """
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
     for number in _STOPPED:
         signal.signal(number, _stop)
-    signal.set_wakeup_fd(told)
-    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+    signal.set_wakeup_fd(sender)  # Python writes the number of every signal to the pipe
+    threading.Thread(target=_listen, args=(receiver,), daemon=True).start()
 
 
-def _listen(heard: int) -> None:
+def _listen(receiver: int) -> None:
+    """Calls `_stop` for every signal, unless the train loop handles it."""
     interrupts = 0
     while True:
-        (number,) = os.read(heard, 1)
+        (number,) = os.read(receiver, 1)
         interrupts += number == signal.SIGINT
-        # Training's loop has its own handler, which waits for the step, if for a first Ctrl-C only.
+        # The train loop's handler waits for the end of the step, but not after a second Ctrl-C.
         if signal.getsignal(number) is _stop or (number == signal.SIGINT and interrupts > 1):
             _stop(number, None)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if _code == BAD_INPUT or not _stopping.acquire(blocking=False):
-        return  # another process's end does not make bad input good
+        return  # bad input keeps its exit code, although the end of this process stops the others
     name, code = _STOPPED[number]
     _say(f"{_speaker}error: stopped by {name}; run the same command again\n")
     os._exit(code)
 
 
 def fail(error: Exception | str, code: int) -> NoReturn:
-    """Ends this process with the error's line and `code`. It waits for nobody: not for other
-    processes, and not for threads, of which Orbax leaves some behind that wait for minutes when a
-    save could not begin."""
+    """Ends this process with the error on one line and `code`.
+
+    It waits neither for other processes nor for threads: Orbax leaves some behind that wait for
+    minutes if a save could not begin.
+    """
     sys.stdout.flush(), sys.stderr.flush()
     _end(f"{_speaker}error: {' '.join(str(error).split())}\n", code)
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process with `code`; what there was to say has been said."""
+    """Ends this process with `code`, without a line."""
     if code or _failing.locked():
         sys.stdout.flush(), sys.stderr.flush()
         _end("", code)
@@ -99,10 +105,10 @@ def leave(code: int) -> NoReturn:
 
 
 def say_on_abort(line: str | None) -> None:
-    """From here on an abort of this process ends it with `line` and code 1; None undoes that.
+    """Makes an abort end this process with `line` and code 1; None restores the default.
 
-    JAX aborts when processes do not meet, or are lost. Python's own handlers run in the main
-    thread, which does not go on then; so this is one of C's.
+    JAX aborts if processes do not meet or are lost. A handler of Python would wait for the main
+    thread, which has stopped by then, so this one is installed in C.
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -115,7 +121,7 @@ def say_on_abort(line: str | None) -> None:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    """Ends this process once it had its grace, unless another thread is about to."""
+    """Exits after GRACE_SECONDS, unless another thread is already exiting."""
     global _code
     if not _failing.acquire(blocking=False):
         threading.Event().wait()
@@ -126,6 +132,9 @@ def _end(line: str, code: int) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    """In one piece, or what JAX's threads say comes in between; print may have been interrupted."""
+    """Writes `line` to stderr in one call, so that lines of JAX's threads do not split it.
+
+    `print` is not safe here, because the handler may have interrupted a `print`.
+    """
     with contextlib.suppress(OSError):
         os.write(2, line.encode())

@@ -1,4 +1,4 @@
-"""How a command ends other than well: what a user did wrong, in one line, and exit codes."""
+"""Errors that a user sees as one line, and the exit codes of the commands."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ BAD_INPUT = 2
 PREEMPTED = 75  # exit code after SIGTERM: run the same command again (EX_TEMPFAIL)
 INTERRUPTED = 130  # exit code after Ctrl-C
 LOST = (
-    "another process of this run has most likely ended or cannot be reached; see what it said, and "
-    "start all of them again: they go on from what is saved"
+    "another process of this run has most likely ended or cannot be reached; see its output, and "
+    "start all of them again: they resume from the last checkpoint"
 )
 
 
@@ -20,12 +20,12 @@ class InputError(ValueError):
     """
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows in place of a traceback (IPython asks for it by this name)."""
+        """Returns what IPython shows in a notebook in place of a traceback."""
         return [f"error: {self}"]
 
 
 def expect_one_of(what: str, value: str, known: Iterable[str]) -> None:
-    """Raises InputError, with the nearest name, unless `value` is among `known`."""
+    """Raises InputError unless `value` is one of `known`; suggests the nearest name."""
     known = list(known)
     if value in known:
         return
@@ -35,7 +35,7 @@ def expect_one_of(what: str, value: str, known: Iterable[str]) -> None:
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on; says where it stopped, what is safe and what to do.
+    """A run cannot continue: says where it stopped, what is saved and what to do.
 
     The commands print it as one line on stderr and exit with code 1.
     """

@@ -1,4 +1,4 @@
-"""How far something is, told now and then, and how long that is."""
+"""Logs the progress of long work, and formats durations."""
 
 import logging
 import time
@@ -9,28 +9,28 @@ _log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Says every five seconds how many of `total` units are done, how fast, and what is left.
+    """Logs every five seconds how many of `total` units are done, the speed, and the time left.
 
-    The clock starts with the first units: what is compiled for them would spoil the forecast.
+    The clock starts after the first units, because compilation for them is not typical.
     """
 
     def __init__(self, what: str, total: int, unit: str):
         self._what, self._total, self._unit = what, total, unit
-        self._began: tuple[float, float] | None = None  # when, and what was done by then
-        self._done = self._told = 0.0
+        self._began: tuple[float, float] | None = None  # time, and units done by then
+        self._done = self._logged = 0.0
 
     def add(self, done: float) -> None:
-        """Takes note that so many, or so much, more is done."""
+        """Counts `done` more units."""
         self.reached(self._done + done)
 
     def reached(self, done: float) -> None:
-        """Takes note that so many, or so much, is done in all."""
+        """Sets the units that are done in all."""
         self._done = done
         now = time.perf_counter()
         if self._began is None:
-            self._began, self._told = (now, done), now
-        elif now - self._told > PROGRESS_SECONDS:
-            self._told = now
+            self._began, self._logged = (now, done), now
+        elif now - self._logged > PROGRESS_SECONDS:
+            self._logged = now
             began, first = self._began
             rate = (done - first) / (now - began)
             left = format_seconds((self._total - done) / rate) if rate > 0 else "?"
@@ -39,7 +39,7 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as people write it: "45s", "3m05s", "2h07m", "3d04h"."""
+    """Formats a duration: "45s", "3m05s", "2h07m", "3d04h"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

@@ -1,12 +1,15 @@
-"""Nested plain values."""
+"""Comparison of nested plain values."""
 
 from collections.abc import Collection
 from typing import Any
 
 
 def differences(old: Any, new: Any, leave_out: Collection[str] = (), name: str = "") -> list[str]:
-    """ "section.field was 1, is 2" for whatever differs between plain trees, but for the fields (or
-    sections) that are to be left out."""
+    """Returns "section.field was 1, is 2" for every difference between two nested dicts.
+
+    Fields ("section.field") and sections in `leave_out` are not compared. `name` is the path of
+    `old` in the outermost dict.
+    """
     if name in leave_out:
         return []
     if isinstance(old, dict) and isinstance(new, dict):

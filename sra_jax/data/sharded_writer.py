@@ -18,12 +18,12 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from sra_jax.core.errors import InputError, RunError
-from sra_jax.core.files import disk_advice, disk_failures_told, in_bucket, lock, replacing
+from sra_jax.core.files import atomic_write, disk_advice, disk_failures_told, in_bucket, lock
 from sra_jax.core.tree import differences
 from sra_jax.data.records import (
     Batch,
@@ -141,7 +141,7 @@ class ShardedSet:
         """
         partial = self.scratch / "partial" / shard_name(index, self.num_shards)
         with disk_failures_told(partial, self._progress):
-            with replacing(self._shard(index), scratch=partial):
+            with atomic_write(self._shard(index), scratch=partial):
                 counts = write_shard(partial, self._spec, batches)
                 digest = _sha256_on_disk(partial)
             report = {"class_counts": counts.tolist(), "skipped": skipped, "sha256": digest}
@@ -197,8 +197,8 @@ class ShardedSet:
         """Removes what the finished set has left beside it."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _lock(self, process: int) -> TextIO:
-        in_use = f"another run is writing {self.out}; wait for it, stop it, or choose another --out"
+    def _lock(self, process: int) -> BinaryIO:
+        in_use = f"is writing {self.out}; wait for it, stop it, or choose another --out"
         try:
             for name in ("set", "reports", "partial", "failures"):
                 (self.scratch / name).mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def _recipe(spec: LatentSpec) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any) -> None:
     """All of it or nothing, under that name, even if several processes do it at once."""
-    with replacing(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(value))
 
 

@@ -1,4 +1,4 @@
-"""Copies of arrays between processes: to each device here, and from every process."""
+"""Copies arrays between processes: to each local device, and from every process."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -13,9 +13,9 @@ from sra_jax.distributed.mesh import replicated
 
 
 def local_copies(tree: Any, mesh: Mesh) -> Any:
-    """A tree of global arrays as arrays of this process alone, whole on each of its devices.
+    """Returns global arrays as arrays of this process alone, copied whole to each of its devices.
 
-    Every process of the mesh must call it; a copy that is there already is not made again.
+    Every process of the mesh must call it. An array that a device already holds is not copied.
     """
     here = Mesh(np.array(mesh.local_devices), ("data",))
 
@@ -27,10 +27,10 @@ def local_copies(tree: Any, mesh: Mesh) -> Any:
 
 
 def from_each_process(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Yields, process after process, the named arrays that each has given, bit for bit.
+    """Yields the arrays of every process by name, in the order of the processes, bit for bit.
 
-    Every process must call it, and go through all. Names and shapes may differ between processes.
-    One process's arrays are in flight at a time.
+    Every process must call it and read it to the end. Names and shapes may differ between
+    processes. The arrays of one process are sent at a time.
     """
     if jax.process_count() == 1:
         yield dict(arrays)

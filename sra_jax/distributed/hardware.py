@@ -1,4 +1,4 @@
-"""What accelerators can do, and what XLA must be told about them."""
+"""Speed and memory of accelerators, and XLA's options for them."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,17 @@ import jax
 
 
 class Chip(NamedTuple):
-    """Per JAX device: operations/s in bfloat16, bytes of memory that a program may use, memory
-    bytes/s, and bytes/s sent to all neighbours together (0 where it does not matter here)."""
+    """Limits of one JAX device."""
 
-    flops: float
-    memory: float
-    bandwidth: float
-    interconnect: float
+    flops: float  # operations/s in bfloat16
+    memory: float  # bytes that a program may use
+    bandwidth: float  # bytes/s of its memory
+    interconnect: float  # bytes/s sent to all neighbours together
 
 
 GIB = 2**30
-# By `jax.Device.device_kind`. TPU: speeds from docs.cloud.google.com/tpu/docs, halved where a chip
-# is two devices, the interconnect's one way only; memory as libtpu 0.0.42 refuses what exceeds it.
+# By `jax.Device.device_kind`. TPU: speeds from docs.cloud.google.com/tpu/docs, halved if a chip is
+# two devices, the interconnect in one direction; memory as the limit that libtpu 0.0.42 enforces.
 # NVIDIA: the cards' data sheets, without sparsity.
 CHIPS = {
     "TPU v3": Chip(61.5e12, 15.48 * GIB, 450e9, 164e9),
@@ -32,7 +31,7 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 900e9),
     "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 900e9),
 }
-# Beside XLA's defaults; benchmarks/RESULTS.md has what they are worth.
+# In addition to XLA's defaults; benchmarks/RESULTS.md measures their effect.
 TPU_OPTIONS = {
     # Gathers a layer's parameters whole, ahead of its matrix products, instead of in windows.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
@@ -43,10 +42,10 @@ TPU_OPTIONS = {
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """What is known of a device; None for CPUs and strangers."""
+    """Returns the limits of a device; None for CPUs and unknown devices."""
     return CHIPS.get(device.device_kind)
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-    """What XLA is told when it compiles a step for `platform`, "cpu", "gpu" or "tpu"."""
+    """Returns XLA's options for a step on `platform`: "cpu", "gpu" or "tpu"."""
     return dict(TPU_OPTIONS) if platform == "tpu" else {}

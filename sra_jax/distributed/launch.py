@@ -1,4 +1,4 @@
-"""How the processes of one run find each other."""
+"""Connects the processes of one run."""
 
 import contextlib
 import logging
@@ -10,18 +10,18 @@ import jax
 from sra_jax.core.errors import InputError
 
 CONNECT_SECONDS = 120
-HEARTBEAT_SECONDS = 30  # a process not heard of for so long is gone, and ends the others
-SHUTDOWN_SECONDS = 24 * 3600  # those that are done wait for one that still writes
+HEARTBEAT_SECONDS = 30  # a process that is silent for longer counts as lost, and ends the others
+SHUTDOWN_SECONDS = 24 * 3600  # finished processes wait this long for one that still writes
 _log = logging.getLogger(__name__)
 
 
 def start_processes(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Joins the processes of one run; call it before anything touches a device.
+    """Joins the processes of one run; must be called before anything uses a device.
 
-    JAX finds the others by itself on TPU pods, GKE and SLURM; elsewhere the three arguments name
-    them. A lone process needs neither.
+    On TPU pods, GKE and SLURM, JAX finds the others by itself. Elsewhere the three arguments name
+    them: `coordinator` is HOST:PORT of process 0. A single process needs neither.
 
     Raises:
       InputError: only some of the arguments are given, or the coordinator does not answer.
@@ -56,7 +56,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _await_coordinator(host: str, port: int, process_id: int) -> None:
-    """Returns once somebody listens there: JAX would abort without a word of its own."""
+    """Returns when something listens there. JAX would abort the process if nothing did."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):

@@ -1,4 +1,4 @@
-"""The mesh: devices along the axes `data`, `fsdp` and `tensor`, and how they share a batch.
+"""The mesh of devices with the axes `data`, `fsdp` and `tensor`, and how they share a batch.
 
 `data` and `fsdp` split the batch; `fsdp` also splits parameters, optimiser state and EMA, and
 `tensor` splits attention heads and MLP width.
@@ -18,7 +18,7 @@ BATCH_AXES = ("data", "fsdp")
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1, on one axis at most, takes all that are left.
+    """The number of devices along each axis; -1, on at most one axis, takes all that are left.
 
     Raises:
       InputError: a size that is neither positive nor -1, or more than one -1.
@@ -44,7 +44,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all of them).
+    """Returns the mesh over `devices` (default: all of them).
 
     Raises:
       InputError: the sizes do not multiply to the number of devices.
@@ -61,12 +61,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays whose first axis is the global batch."""
+    """The sharding of arrays whose first axis is the global batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Arrays of which every device holds a copy."""
+    """The sharding of arrays that every device holds a copy of."""
     return NamedSharding(mesh, PartitionSpec())
 
 

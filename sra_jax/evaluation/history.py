@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from sra_jax.core.files import replacing
+from sra_jax.core.files import atomic_write
 from sra_jax.evaluation.judge import label
 
 FILE = "evaluation.jsonl"
@@ -33,7 +33,7 @@ def record(
     path = workdir / FILE
     lines = path.read_text().splitlines() if path.exists() else []
     lines.append(json.dumps({"step": step, **setting, **numbers}))
-    with replacing(path) as scratch:  # object stores cannot append
+    with atomic_write(path) as scratch:  # object stores cannot append
         scratch.write_text("\n".join(lines) + "\n")
     writer.write_scalars(step, numbers)
     writer.flush()

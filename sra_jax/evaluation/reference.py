@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from sra_jax.core.errors import InputError
-from sra_jax.core.files import replacing
+from sra_jax.core.files import atomic_write
 from sra_jax.data.image_sets import BROKEN, IMAGES, ImageSet, NpzImages, describe_size, open_images
 from sra_jax.data.loading import why_unreadable
 from sra_jax.evaluation.extraction import Network, extract
@@ -109,7 +109,7 @@ def save_reference(path: str, summary: Summary, resolution: tuple[int, int] | No
     for names, gaussian in ((POOL_NAMES, summary.pool), (SPATIAL_NAMES, summary.spatial)):
         if gaussian:
             arrays |= dict(zip(names, gaussian, strict=True))
-    with replacing(Path(path)) as scratch, scratch.open("wb") as file:
+    with atomic_write(Path(path)) as scratch, scratch.open("wb") as file:
         np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
 
 

@@ -1,4 +1,4 @@
-"""Compiles for TPU slices that are not there, and says what would happen on them."""
+"""The `compile` command: compiles for TPU slices that this machine lacks, and predicts speed."""
 
 import dataclasses
 import importlib.util
@@ -28,17 +28,17 @@ from sra_jax.sampling.sampler import make_sampler
 from sra_jax.sampling.solvers import heun_step
 from sra_jax.training.flops import forward_flops
 
-# Compiles in a fifth of the time. Memory comes out within a tenth, up or down; speed does not.
+# Compiles in a fifth of the time. Memory is right to a tenth, up or down; speed is not.
 QUICK = {"exec_time_optimization_effort": -1.0}
 
 _log = logging.getLogger(__name__)
 
 
 def compile_for_slice(config: Mapping[str, Any], request: CompileRequest) -> None:
-    """Compiles what is asked for, and logs the report.
+    """Compiles what `request` asks for, and logs the report.
 
     Raises:
-      InputError: a bad config, mesh, topology or request, or libtpu is not installed.
+      InputError: the config, mesh, topology or request is bad, or libtpu is not installed.
     """
     if request.sweep and request.sampler:
         raise InputError("--sweep tries train steps; leave out --sampler or --sweep")
@@ -54,7 +54,7 @@ def train_step(config: Mapping[str, Any], topology: str) -> None:
     """Compiles the train step and logs the report.
 
     Raises:
-      InputError: a bad config, mesh or topology, or libtpu is not installed.
+      InputError: the config, mesh or topology is bad, or libtpu is not installed.
     """
     experiment = Experiment.from_dict(config)
     mesh = make_mesh(experiment.mesh, slice_devices(topology))
@@ -62,7 +62,7 @@ def train_step(config: Mapping[str, Any], topology: str) -> None:
 
 
 def sampler(config: Mapping[str, Any], topology: str, batch: int) -> None:
-    """Compiles the sampler of `batch` images and logs the report. Raises InputError likewise."""
+    """Compiles the sampler of `batch` images and logs the report. Raises as `train_step` does."""
     experiment = Experiment.from_dict(config)
     if batch < 1:
         raise InputError(f"sampler batch is {batch}, expected at least 1")
@@ -74,8 +74,7 @@ def sampler(config: Mapping[str, Any], topology: str, batch: int) -> None:
 def sweep(config: Mapping[str, Any], topology: str) -> None:
     """Compiles the train step for many meshes and remat policies, and logs them, best first.
 
-    Raises:
-      InputError: likewise.
+    Raises as `train_step` does.
     """
     experiment = Experiment.from_dict(config)
     variants = _variants(experiment, slice_devices(topology))
@@ -100,16 +99,16 @@ def sweep(config: Mapping[str, Any], topology: str) -> None:
 
 
 def slice_devices(topology: str) -> list[jax.Device]:
-    """The devices of a TPU slice, for compiling only.
+    """Returns the devices of a TPU slice, which can only be compiled for.
 
     Raises:
-      InputError: it does not exist, or libtpu is not installed.
+      InputError: the slice does not exist, or libtpu is not installed.
       RunError: libtpu fails.
     """
     check_topology(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("libtpu is not installed; run: pip install -e .[tpu]")
-    # JAX runs a v4 chip as one device, which libtpu must be told.
+    # JAX runs a v4 chip as one device; libtpu needs an option for that.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
         description = topologies.get_topology_desc(
@@ -123,7 +122,7 @@ def slice_devices(topology: str) -> list[jax.Device]:
 def _train_task(experiment: Experiment, mesh: Mesh) -> Task:
     train = experiment.train
     check_batch(train.batch_size, experiment.parts, mesh)
-    # Only the shapes matter; scale and shift are constants that the data set would tell.
+    # Only shapes matter here: scale and shift are constants of the data set.
     shape = experiment.data.latent_shape
     data = LatentSpec("sd_vae", 1.0, 0.0, shape, 8 * shape[0], 3, experiment.data.num_classes)
     program = make_program(experiment, data, mesh)
@@ -168,8 +167,11 @@ def _sampler_task(experiment: Experiment, mesh: Mesh, batch: int) -> Task:
 def _variants(
     experiment: Experiment, devices: list[jax.Device]
 ) -> list[tuple[str, Mesh, Experiment]]:
-    """What a sweep tries: every power of two of FSDP, and one tensor mesh if the heads are even,
-    each under every remat policy."""
+    """Returns (name, mesh, experiment) of everything that a sweep compiles.
+
+    These are FSDP of every power of two, and one mesh with tensor parallelism if the number of
+    heads is even, each with every remat policy.
+    """
     count = len(devices)
     meshes = [MeshConfig(-1, 2**power) for power in range(count.bit_length())]
     meshes = [config for config in meshes if count % config.fsdp == 0]
@@ -189,7 +191,7 @@ def _axes(mesh: Mesh) -> str:
 
 
 def _report(task: Task, mesh: Mesh, experiment: Experiment) -> None:
-    """Compiles `task` and logs all that there is to know of it."""
+    """Compiles `task` and logs its report and the sharding of its parameters."""
     device = mesh.devices.flat[0]
     computes = experiment.transformer(device.platform)
     _log.info(

@@ -21,7 +21,7 @@ from sra_jax.codecs import SDVAECodec
 from sra_jax.config.recipes import imported_config
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError, expect_one_of
-from sra_jax.core.files import expect_local, replacing, writable_directory, writable_file
+from sra_jax.core.files import atomic_write, expect_local, writable_directory, writable_file
 from sra_jax.data.spec import LatentSpec
 from sra_jax.jobs.requests import ConvertRequest
 from sra_jax.models import name_variant
@@ -97,7 +97,7 @@ def _import(request: ConvertRequest) -> None:
         if moments:
             trees["opt_state"] = _optimizer_state(experiment, trees["params"], moments)
         data = latent_spec(found.config)
-        workdirs.remember(directory, config, data)
+        workdirs.save_and_check(directory, config, data)
         _save(directory, step, trees, {"config": config, "source": request.source})
     _log.info("workdir: %s (step %s, optimizer %s)", request.out, f"{step:,}", request.optimizer)
     _tell_next(request.out, experiment, data)
@@ -157,11 +157,11 @@ def _config_file(experiment: Experiment) -> str:
 def _staged(out: str) -> Iterator[epath.Path]:
     """A run's directory beside `out`, which becomes `out` when all went well."""
     staging = writable_directory(f"{out.rstrip('/')}.converting")
-    with workdirs.claimed(epath.Path(staging)):
+    with workdirs.locked(epath.Path(staging)):
         try:
             for left in ("checkpoints", workdirs.CONFIG_FILE):  # by a conversion that was killed
                 shutil.rmtree(staging / left, ignore_errors=True)
-            workdirs.prepare(epath.Path(staging))
+            workdirs.make_directories(epath.Path(staging))
             yield epath.Path(staging)
             staging.replace(out)
         finally:
@@ -262,7 +262,7 @@ def _export(request: ConvertRequest) -> None:
     }
     if path := getattr(trained.experiment.process, "path", None):
         facts["path_type"] = path
-    with replacing(out) as scratch:
+    with atomic_write(out) as scratch:
         write_checkpoint(scratch, tensors, facts)
     _log.info(
         "%s weights of step %s, %s tensors: %s",

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError, RunError
-from sra_jax.core.files import replacing
+from sra_jax.core.files import atomic_write
 from sra_jax.core.progress import format_seconds
 from sra_jax.data.spec import LatentSpec
 from sra_jax.distributed.collectives import local_copies
@@ -164,7 +164,7 @@ class Monitor:
         picture = io.BytesIO()
         save_grid(picture, images)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as scratch:
+        with atomic_write(path) as scratch:
             scratch.write_bytes(picture.getvalue())
         writer.write_images(step, {"samples": image_grid(images)[None]})
         _log.info("picture  %s in %s", path, format_seconds(time.perf_counter() - began))

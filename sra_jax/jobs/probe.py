@@ -16,7 +16,7 @@ from sra_jax.checkpoints.fingerprint import fingerprint
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError, expect_one_of
-from sra_jax.core.files import claimed, replacing, writable_directory
+from sra_jax.core.files import atomic_write, locked, writable_directory
 from sra_jax.data.embedded import EMBEDDED, ensure_embedded
 from sra_jax.data.loading import digest
 from sra_jax.data.records import LatentSource
@@ -72,7 +72,7 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
         for step in steps:
             workdirs.expect_weights(store, request.weights, step)
     out = writable_directory(os.fspath(workdir / "probe") if request.out is None else request.out)
-    with claimed(out):
+    with locked(out):
         train, test = _open_data(request, saved, out)
         protocol = choose_protocol(request.protocol, len(train.numbers))
         shown = _choose_images(request.images, test)
@@ -91,7 +91,7 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
         report = _summarise(plan, experiment, reports)
         with keeping_features(out):
             report["pictures"] = _draw(plan, report, trained, shown, out)
-            with replacing(out / REPORT_FILE) as scratch:
+            with atomic_write(out / REPORT_FILE) as scratch:
                 scratch.write_text(json.dumps(report, indent=2) + "\n")
     for name in (REPORT_FILE, *report["pictures"]):
         _log.info("written: %s", out / name)

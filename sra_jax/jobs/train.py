@@ -1,4 +1,4 @@
-"""Puts a run together: config, mesh, data, program, checkpoints, loop."""
+"""The `train` command: builds mesh, data, program and checkpoints of a run, and runs the loop."""
 
 import contextlib
 import logging
@@ -27,33 +27,33 @@ from sra_jax.jobs.monitor import Monitor
 from sra_jax.run import directory as workdirs
 from sra_jax.run.program import TrainProgram, make_program
 from sra_jax.run.provenance import data_fingerprint
-from sra_jax.training.loop import run_steps
+from sra_jax.training.loop import Hooks, run_steps
 from sra_jax.training.preemption import StopSignals
-from sra_jax.training.reporter import Reporter, Workload, open_writer
+from sra_jax.training.reporter import Reporter, StepCost, open_writer
 from sra_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
 
 def train(config: Mapping[str, Any], workdir: str) -> int:
-    """Trains, or goes on training, the run that `config` describes in `workdir`.
+    """Trains the run that `config` describes in `workdir`, or resumes it.
 
     Returns:
-      The exit code: 0 when finished, 75 or 130 when stopped by SIGTERM or Ctrl-C, all saved.
+      The exit code: 0 if finished; 75 or 130 if stopped by SIGTERM or Ctrl-C, with its state saved.
 
     Raises:
-      InputError: something about the config, the data or the workdir is wrong; nothing was done.
-      RunError: the run cannot go on.
+      InputError: the config, the data or the workdir is wrong; no step was made.
+      RunError: the run cannot continue.
     """
     experiment = Experiment.from_dict(config)
     mesh = make_mesh(experiment.mesh)
     check_batch(experiment.train.batch_size, experiment.parts, mesh)
     directory = workdirs.open_directory(workdir)
     source = open_data(experiment.data, directory)
-    workdirs.prepare(directory)
+    workdirs.make_directories(directory)
     program = make_program(experiment, source.spec, mesh)
-    with workdirs.claimed(directory):
-        workdirs.remember(directory, config, source.spec, data_fingerprint(source.files))
+    with workdirs.locked(directory):
+        workdirs.save_and_check(directory, config, source.spec, data_fingerprint(source.files))
         return _train(experiment, config, directory, source, mesh, program)
 
 
@@ -61,12 +61,12 @@ def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
     """Opens the latents of a run; an embedded set is written to `workdir/data` first.
 
     Raises:
-      InputError: no such data, or not what the config says they are.
+      InputError: there are no data, or not of the shape and classes that the config expects.
     """
     path = data.path
     if embedded := EMBEDDED.get(path):
-        _expect_data(path, embedded.shape, embedded.num_classes, data)  # before it is written
-        workdirs.prepare(workdir)
+        _expect_data(path, embedded.shape, embedded.num_classes, data)  # before writing the set
+        workdirs.make_directories(workdir)
         path = ensure_embedded(path, workdir / "data")
     source = open_latents(path)
     _expect_data(path, source.spec.latent_shape, source.spec.num_classes, data)
@@ -83,7 +83,7 @@ def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
 def _expect_data(
     path: str, latent_shape: tuple[int, ...], num_classes: int, wanted: DataConfig
 ) -> None:
-    """Raises InputError unless the latents at `path` are what the config says."""
+    """Raises InputError unless the latents at `path` have the config's shape and classes."""
     if latent_shape != tuple(wanted.latent_shape):
         raise InputError(
             f"{path} holds latents of shape {latent_shape}, the config expects "
@@ -129,23 +129,21 @@ def _train(
         if state is None:
             state = program.init()
         else:
-            monitor.after(start, state, writer)  # what the end of the last run may have cut short
+            monitor.after(start, state, writer)  # if the last run was stopped during it
         chip = chip_of(mesh.devices.flat[0])
-        workload = Workload(size, program.flops.useful, mesh.size, chip.flops if chip else None)
-        reporter = Reporter(writer, start, settings.steps, settings.log_every, workload)
+        cost = StepCost(size, program.flops.useful, mesh.size, chip.flops if chip else None)
+        reporter = Reporter(writer, start, settings.steps, settings.log_every, cost)
         with StopSignals() as stop, contextlib.closing(reporter):
-            done = run_steps(
-                compiled,
-                state,
-                prefetch(reader, lambda batch: place_batch(batch, rows, size, sharding)),
-                range(start, settings.steps),
-                settings.checkpoint_every,
+            hooks = Hooks(
                 store,
                 lambda step, state: store.save(step, state._asdict(), {"config": dict(config)}),
                 lambda step, state: monitor.after(step, state, writer, lambda: stop.stopped),
                 reporter,
                 stop,
             )
+            placed = prefetch(reader, lambda batch: place_batch(batch, rows, size, sharding))
+            remaining = range(start, settings.steps)
+            done = run_steps(compiled, state, placed, remaining, settings.checkpoint_every, hooks)
     finished = done == settings.steps
     what = "finished" if finished else "stopped, run the same command to go on"
     _log.info("%s: step %s is saved in %s", what, f"{done:,}", workdir)
@@ -153,7 +151,7 @@ def _train(
 
 
 def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainState | None]:
-    """The newest good checkpoint's step and state; 0 and None where there is none."""
+    """The newest undamaged checkpoint's step and state; 0 and None if there is no checkpoint."""
     if not store.steps():
         return 0, None
     step, trees = store.restore(program.state._asdict(), optional=("opt_state",))
@@ -166,7 +164,7 @@ def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainS
 
 
 def _describe(experiment: Experiment, mesh: jax.sharding.Mesh, program: TrainProgram) -> None:
-    """Logs what is about to run, where, and what a step of it costs."""
+    """Logs the devices, the mesh, the model and the cost of a step."""
     device, size = mesh.devices.flat[0], experiment.train.batch_size
     axes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
     chip, flops = chip_of(device), program.flops
@@ -203,7 +201,7 @@ def _describe(experiment: Experiment, mesh: jax.sharding.Mesh, program: TrainPro
 
 
 def _compile(program: TrainProgram) -> jax.stages.Compiled:
-    """The step, compiled ahead of time, so that nothing can be compiled again later."""
+    """Compiles the step ahead of time, so that it is never compiled again during training."""
     _log.info("compiling the train step")
     began = time.perf_counter()
     compiled = program.step.lower(program.state, program.batch).compile()

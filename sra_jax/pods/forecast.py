@@ -1,4 +1,4 @@
-"""What a compiled program tells of the machine it is for: memory, traffic, and so the time."""
+"""Compiles a program for a TPU slice and predicts its memory, its traffic and its speed."""
 
 import math
 import re
@@ -12,31 +12,30 @@ from sra_jax.core.errors import RunError
 from sra_jax.distributed.hardware import GIB, Chip, chip_of
 from sra_jax.pods.hlo import Program
 
-# The share of the peak that matrix products of such models reach on TPUs, from bad to good.
+# The share of peak FLOP/s that matrix products of such models reach on TPUs: low and high.
 EFFICIENCY = (0.35, 0.60)
 
 
 class Task(NamedTuple):
-    """A program to compile. `held` are the abstract arrays on the devices before it runs, by what
-    they are; `flops`, an image's operations, count what is computed twice, `useful` do not."""
+    """A program to compile."""
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
-    held: Mapping[str, Any]
+    held: Mapping[str, Any]  # trees of abstract arrays that are on the devices before it runs
     images: int
-    flops: int
-    useful: int
+    flops: int  # operations per image, with rematerialisation
+    useful: int  # the same without it
 
 
-class Refused(NamedTuple):
-    """The compiler says that it does not fit: bytes it needs on a device, and those there are."""
+class OutOfMemory(NamedTuple):
+    """A task that does not fit: bytes on a device."""
 
     needed: float
     available: float
 
 
 class Roofline(NamedTuple):
-    """Seconds that one execution needs at least for each of the three, if it used it fully."""
+    """The least seconds of one execution for each resource, if that one were used fully."""
 
     compute: float
     memory: float
@@ -44,51 +43,49 @@ class Roofline(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """Which term is the largest."""
+        """The name of the largest term."""
         return max(self._fields, key=lambda name: getattr(self, name))
 
     @property
     def seconds(self) -> float:
-        """All at once, and fully used."""
+        """Seconds if all three overlap and are used fully."""
         return max(self)
 
     @property
     def fast(self) -> float:
-        """Seconds at the better efficiency, all at once."""
+        """Seconds at the high efficiency if all three overlap."""
         return max(self.compute / EFFICIENCY[1], self.memory, self.interconnect)
 
     @property
     def slow(self) -> float:
-        """Seconds at the worse efficiency, where nothing hides the interconnect."""
+        """Seconds at the low efficiency if nothing overlaps the interconnect."""
         return max(self.compute / EFFICIENCY[0], self.memory) + self.interconnect
 
 
 class Fits(NamedTuple):
-    """What a compiled task takes: bytes on a device at its peak, of them arguments; bytes sent by a
-    device, by kind of collective; and the time."""
+    """A task that fits: its costs on one device."""
 
-    peak: int
-    arguments: int
-    sent: Mapping[str, float]
+    peak: int  # bytes
+    arguments: int  # bytes of `peak`
+    sent: Mapping[str, float]  # bytes by kind of collective
     roofline: Roofline
 
 
 def compile_task(
     task: Task, mesh: Mesh, options: Mapping[str, Any] | None = None
-) -> Fits | Refused:
+) -> Fits | OutOfMemory:
     """Compiles `task` for the devices of `mesh`.
 
     Raises:
-      RunError: the compiler fails, other than for want of memory.
+      RunError: the compiler fails for another reason than memory.
     """
     try:
         compiled = task.lower().compile(compiler_options=dict(options or {}))
     except jax.errors.JaxRuntimeError as error:
-        refused = parse_refusal(str(error))
-        if refused is None:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"XLA cannot compile the {task.name}: {reason}") from error
-        return refused
+        if too_large := parse_out_of_memory(str(error)):
+            return too_large
+        reason = str(error).splitlines()[0]
+        raise RunError(f"XLA cannot compile the {task.name}: {reason}") from error
     memory, program = compiled.memory_analysis(), Program(compiled.as_text())
     sent: dict[str, float] = {}
     for collective in program.collectives():
@@ -100,31 +97,31 @@ def compile_task(
 
 
 def make_roofline(chip: Chip, flops: float, traffic: float, sent: float) -> Roofline:
-    """The roofline of operations, bytes to and from memory, and bytes sent, all of one device."""
+    """Returns the roofline of operations, bytes to and from memory, and bytes sent by a device."""
     return Roofline(flops / chip.flops, traffic / chip.bandwidth, sent / chip.interconnect)
 
 
-def parse_refusal(text: str) -> Refused | None:
-    """What XLA says when memory does not suffice; None if it complains of something else."""
+def parse_out_of_memory(text: str) -> OutOfMemory | None:
+    """Reads XLA's error message; None if it is not about memory."""
     for pattern in (
         r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
         r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm",
     ):
         if found := re.search(pattern, text):
             units = {unit: 1024**power for power, unit in enumerate("KMGT", start=1)}
-            return Refused(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]])
+            return OutOfMemory(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]])
     return None
 
 
-def report_lines(task: Task, outcome: Fits | Refused, mesh: Mesh) -> list[str]:
-    """What `compile_task` has found out, for people to read."""
+def report_lines(task: Task, outcome: Fits | OutOfMemory, mesh: Mesh) -> list[str]:
+    """Returns the result of `compile_task` as lines of text."""
     chip = chip_of(mesh.devices.flat[0])
     return [*_memory_lines(task, outcome, chip), *_cost_lines(task, outcome, mesh)]
 
 
-def summary(outcome: Fits | Refused) -> str:
-    """The same in one line."""
-    if isinstance(outcome, Refused):
+def summary(outcome: Fits | OutOfMemory) -> str:
+    """Returns the same as one line."""
+    if isinstance(outcome, OutOfMemory):
         return f"does not fit: {_gib(outcome.needed)} of {_gib(outcome.available)} GiB"
     roofline = outcome.roofline
     return (
@@ -133,17 +130,17 @@ def summary(outcome: Fits | Refused) -> str:
     )
 
 
-def rank(outcome: Fits | Refused) -> tuple[bool, float]:
-    """A key to sort by: what fits before what does not, and then the fastest, or the smallest."""
-    if isinstance(outcome, Refused):
+def rank(outcome: Fits | OutOfMemory) -> tuple[bool, float]:
+    """Returns a sort key: tasks that fit come first, then the fastest, or the smallest."""
+    if isinstance(outcome, OutOfMemory):
         return True, outcome.needed
     return False, outcome.roofline.slow
 
 
-def _memory_lines(task: Task, outcome: Fits | Refused, chip: Chip) -> Iterator[str]:
+def _memory_lines(task: Task, outcome: Fits | OutOfMemory, chip: Chip) -> Iterator[str]:
     held = {name: _device_bytes(tree) for name, tree in task.held.items()}
     parts = [f"{name} {_gib(size)}" for name, size in held.items()]
-    if isinstance(outcome, Refused):
+    if isinstance(outcome, OutOfMemory):
         rest = outcome.needed - sum(held.values())
         yield (
             f"fits     no: needs {_gib(outcome.needed)} of {_gib(outcome.available)} GiB a device; "
@@ -160,13 +157,13 @@ def _memory_lines(task: Task, outcome: Fits | Refused, chip: Chip) -> Iterator[s
     )
 
 
-def _cost_lines(task: Task, outcome: Fits | Refused, mesh: Mesh) -> Iterator[str]:
+def _cost_lines(task: Task, outcome: Fits | OutOfMemory, mesh: Mesh) -> Iterator[str]:
     again = (task.flops - task.useful) / task.flops
     yield (
         f"flops    {task.flops * task.images / 1e12:,.1f} TFLOP for {task.images} images, "
         f"{task.flops / 1e9:,.1f} GFLOP an image, {again:.0%} of it rematerialisation"
     )
-    if isinstance(outcome, Refused):
+    if isinstance(outcome, OutOfMemory):
         return
     kinds = ", ".join(f"{kind} {size / 1e9:,.3f}" for kind, size in outcome.sent.items())
     roofline = outcome.roofline

@@ -1,7 +1,7 @@
-"""Reads the text of a compiled XLA program: what travels between devices, and to and from memory.
+"""Counts the bytes that a compiled XLA program sends between devices, and to and from memory.
 
-The body of a loop stands in the text once and runs as often as the loop's condition says, which
-XLA's own cost analysis ignores. The grammar is that of `jax.stages.Compiled.as_text()`.
+It reads the text of `jax.stages.Compiled.as_text()`. The body of a loop is in the text once but
+runs many times, which XLA's own cost analysis ignores.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Bytes a device sends for each byte of `Collective.size`, in a ring of n devices.
+# Bytes that a device sends for each byte of `Collective.size`, in a ring of n devices.
 SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -18,12 +18,12 @@ SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-# Move nothing, or only what their insides move.
+# Instructions that move no bytes themselves; the computations they call may.
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "partition-id"}
 STILL |= {"while", "conditional", "call", "after-all", "optimization-barrier"}
 SLICES = ("dynamic-slice", "slice", "gather")
 START = '"AsyncCollectiveStart"'
-ON_CHIP = "S(1)"  # the layout's mark of arrays in the TPU's own memory
+ON_CHIP = "S(1)"  # the layout's mark of arrays in memory on the chip
 
 _INSTRUCTION = re.compile(
     r"^\s+(?P<root>ROOT )?%?(?P<name>\S+) = (?P<type>.*?) (?P<op>[a-z][\w-]*)"
@@ -34,75 +34,73 @@ _ARRAY = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<shape>[\d,]*)\](?P<layout>\{[^}]*
 
 
 class Array(NamedTuple):
-    """An array on one device; `on_chip` says that it never reaches the device's memory."""
+    """An array on one device."""
 
     dtype: str
     shape: tuple[int, ...]
-    on_chip: bool = False
+    on_chip: bool = False  # it is never in the device's main memory
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Its bytes."""
         bits = re.search(r"\d+", self.dtype)
         return math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8  # pred takes a byte
 
     @property
     def moved(self) -> int:
-        """Bytes between the device and its memory when it is read or written whole."""
+        """Bytes to or from the main memory if all of it is read or written."""
         return 0 if self.on_chip else self.size
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of the text: `arrays` are its results, `operands` names, `literal` what stands in
-    the parentheses of a parameter or constant."""
+    """One line of the text."""
 
     name: str
     op: str
-    arrays: tuple[Array, ...]
-    operands: tuple[str, ...]
-    literal: str
+    arrays: tuple[Array, ...]  # its results
+    operands: tuple[str, ...]  # names of instructions
+    literal: str  # the text in the parentheses of a parameter or constant
     attributes: str
     is_root: bool
 
     def called(self, key: str) -> list[str]:
-        """The computations that attribute `key` names."""
+        """Returns the names of the computations in attribute `key`."""
         found = re.search(rf"\b{key}=(\{{[^}}]*\}}|%?[\w.-]+)", self.attributes)
         return re.findall(r"[\w.-]+", found[1]) if found else []
 
     def attribute(self, pattern: str) -> str:
-        """The first group of `pattern` in the attributes, "" where it does not occur."""
+        """Returns the first group of `pattern` in the attributes, or ""."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else ""
 
 
 class Collective(NamedTuple):
-    """An exchange that happens `count` times a step in groups of `group` devices; `arrays` are one
-    device's operands, `source` the JAX operation that asked for it."""
+    """A collective operation."""
 
     kind: str
-    arrays: tuple[Array, ...]
-    group: int
-    count: int
-    source: str
+    arrays: tuple[Array, ...]  # operands of one device
+    group: int  # devices that take part together
+    count: int  # executions per step
+    source: str  # the JAX operation that it comes from
 
     @property
     def size(self) -> int:
-        """Bytes, each time, of the whole that is reduced, gathered, scattered or permuted."""
+        """Bytes of the full array of one execution, over all devices of a gather."""
         shards = self.group if self.kind == "all-gather" else 1
         return shards * sum(array.size for array in self.arrays)
 
     @property
     def sent(self) -> float:
-        """Bytes that one device sends in a step."""
+        """Bytes that one device sends per step."""
         return self.count * self.size * SENT[self.kind](self.group)
 
 
 class Program:
-    """A compiled program.
+    """A compiled program, parsed from its text.
 
     Raises:
-      ValueError: the text is not that of a program.
+      ValueError: the text is not a compiled program.
     """
 
     def __init__(self, text: str):
@@ -121,7 +119,7 @@ class Program:
         self._devices = int(devices[1]) if devices else 1
 
     def collectives(self) -> list[Collective]:
-        """All exchanges of a step; one spread over several fusions stands where it starts."""
+        """Returns the collectives of a step; one that spans several fusions is counted once."""
         return [
             self._collective(kind, name, inner, count)
             for outer, instruction, count in self._executed
@@ -130,10 +128,10 @@ class Program:
         ]
 
     def memory_traffic(self) -> int:
-        """Bytes that one device reads from and writes to its memory in a step.
+        """Returns the bytes that one device reads from and writes to its memory per step.
 
-        Every instruction reads its operands and writes its results whole, but for what it slices or
-        updates in place, and for arrays kept on the chip.
+        Every instruction reads all of its operands and writes all of its results, except for
+        slices, updates in place, and arrays that stay on the chip.
         """
         return sum(
             count * self._traffic(self.computations[name], instruction)
@@ -142,7 +140,7 @@ class Program:
         )
 
     def _walk(self, name: str, count: int) -> Iterator[tuple[str, Instruction, int]]:
-        """(computation, instruction, times a step) of all that runs; fusions are not entered."""
+        """Yields (computation, instruction, executions per step); does not enter fusions."""
         for instruction in self.computations[name].values():
             yield name, instruction, count
             inside, times = [], count
@@ -157,7 +155,7 @@ class Program:
                 yield from self._walk(computation, times)
 
     def _with_insides(self, name: str, instruction: Instruction):
-        """(computation, instruction), and the same of all that a fusion or async call holds."""
+        """Yields (computation, instruction) for it and all inside a fusion or async call."""
         yield name, instruction
         if instruction.op in ("fusion", "async-start"):
             for computation in instruction.called("calls"):
@@ -165,8 +163,10 @@ class Program:
                     yield from self._with_insides(computation, inner)
 
     def _trips(self, loop: Instruction) -> int:
-        """What XLA notes, or else the largest number that the condition knows (JAX counts up from
-        0), or else 1."""
+        """Returns how often a loop runs: XLA's own count if the text has it.
+
+        Otherwise it is the largest constant of the condition, since JAX counts up from 0, or 1.
+        """
         if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
             return int(known)
         (condition,) = loop.called("condition")
@@ -179,7 +179,7 @@ class Program:
         return max(numbers, default=1)
 
     def _goes_on(self, name: str, instruction: Instruction) -> bool:
-        """Whether this part of a collective, hidden behind other work, began in another fusion."""
+        """Returns whether this is a later part of a collective that began in another fusion."""
         starts = (START in i.attributes for i in self.computations[name].values())
         return "chain_id=" in instruction.attributes and not any(starts)
 
@@ -196,7 +196,8 @@ class Program:
         )
 
     def _traffic(self, computation: dict[str, Instruction], instruction: Instruction) -> int:
-        if instruction.op.endswith("-done"):  # a copy or slice: its start tells where from
+        """Returns the bytes that one execution reads from and writes to memory."""
+        if instruction.op.endswith("-done"):  # of a copy or slice: its start names the source
             start = computation[instruction.operands[0]]
             sources = [a for operand in start.operands for a in computation[operand].arrays]
             size = sum(array.size for array in instruction.arrays)
@@ -213,13 +214,14 @@ class Program:
         return read + self._written(inner, instruction, bool(fused))
 
     def _used(self, fused: dict[str, Instruction], position: int) -> int | None:
-        """Bytes that a fusion reads of an operand; None means all."""
+        """Returns the bytes that a fusion reads of an operand; None means all."""
         parameter = next(
             i.name for i in fused.values() if i.op == "parameter" and i.literal == str(position)
         )
         return self._used_of(fused, parameter)
 
     def _used_of(self, computation: dict[str, Instruction], name: str) -> int | None:
+        """Returns the bytes that all users of `name` read of it; None means all."""
         total = 0
         for user in computation.values():
             for position, operand in enumerate(user.operands):
@@ -237,7 +239,7 @@ class Program:
         return total
 
     def _written(self, inner: dict[str, Instruction], instruction: Instruction, fused: bool) -> int:
-        """Bytes that an instruction writes; `inner` holds its roots if it is a fusion."""
+        """Returns the bytes that an instruction writes; `inner` holds the root of a fusion."""
         if instruction.op == "dynamic-update-slice":
             return sum(array.moved for array in inner[instruction.operands[1]].arrays)
         if not fused:
@@ -258,9 +260,9 @@ class Program:
 
 
 def group_size(attributes: str) -> int | None:
-    """How many devices exchange with each other; None where it is not said: all of them.
+    """Returns how many devices take part together; None if the text does not say: all of them.
 
-    Groups are written {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}.
+    XLA writes groups as {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}.
     """
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
@@ -297,13 +299,13 @@ def _instruction(match: re.Match) -> Instruction:
 
 
 def _only_sliced(computation: dict[str, Instruction], reduced: Instruction) -> bool:
-    """Whether each device keeps but its slice of what was reduced: a reduce-scatter in two."""
+    """Returns whether each device keeps only its slice: a reduce-scatter written as two."""
     users = [i.op for i in computation.values() if reduced.name in i.operands]
     return bool(users) and set(users) == {"dynamic-slice"}
 
 
 def _used_by(user: Instruction, position: int, computation: dict[str, Instruction]) -> int | None:
-    """Bytes that an instruction other than a fusion reads of an operand; None means all."""
+    """Returns the bytes that an instruction, not a fusion, reads of an operand; None means all."""
     if position == 0 and user.op in SLICES:
         return sum(array.size for array in user.arrays)
     if position == 0 and user.op == "dynamic-update-slice":

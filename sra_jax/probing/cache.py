@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sra_jax.core.errors import InputError
-from sra_jax.core.files import disk_failures_told, replacing
+from sra_jax.core.files import atomic_write, disk_failures_told
 from sra_jax.probing.features import Pooled
 
 IDENTITY_FILE = "identity.json"
@@ -86,7 +86,7 @@ class FeatureCache:
         sums, norms = [0] * len(names), np.zeros(len(names))
         with keeping_features(self.directory):
             with contextlib.ExitStack() as stack:
-                scratch = [stack.enter_context(replacing(self.directory / n)) for n in names]
+                scratch = [stack.enter_context(atomic_write(self.directory / n)) for n in names]
                 files = [stack.enter_context(open(path, "wb")) for path in scratch]
                 for file in files:
                     header = {"descr": "<f4", "fortran_order": False, "shape": tuple(self.shape)}
@@ -139,7 +139,7 @@ class FeatureCache:
             )
 
     def _write_text(self, name: str, text: str) -> None:
-        with replacing(self.directory / name) as scratch:
+        with atomic_write(self.directory / name) as scratch:
             scratch.write_text(text + "\n")
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sra_jax.core.files import replacing
+from sra_jax.core.files import atomic_write
 
 MAP = colormaps["viridis"]
 MARKERS = "osD^vPX*"
@@ -161,7 +161,7 @@ def draw_pca(
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
-    with replacing(path) as scratch:
+    with atomic_write(path) as scratch:
         figure.savefig(scratch, format="png", bbox_inches="tight", metadata={"Software": None})
 
 

@@ -1,12 +1,10 @@
-"""A run's directory: its config, its data's metadata, its checkpoints, and who may write to it."""
+"""A run's directory: its config.json, its checkpoints, and the lock that lets one run write."""
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +14,7 @@ from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.config.recipes import base_config
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError, expect_one_of
-from sra_jax.core.files import in_bucket, replacing
+from sra_jax.core.files import atomic_write, in_bucket, lock, make_writable
 from sra_jax.core.tree import differences
 from sra_jax.data.spec import LatentSpec
 from sra_jax.models import DiffusionTransformer, init_params
@@ -27,8 +25,8 @@ CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 TREES = {"ema": "ema", "student": "params"}  # what a checkpoint calls the two kinds of weights
 
-# What may change when a run goes on: how long, how often, on which devices, and where the data lie.
-# Everything else changes the numbers.
+# Config fields that may change when a run resumes: how long, how often, on which devices, and where
+# the data lie. All others change the numbers.
 FREE_FIELDS = (
     "train.steps",
     "train.log_every",
@@ -45,9 +43,8 @@ FREE_FIELDS = (
     "sampling",
     "evaluation",
 )
-
-
-# What may not change when training starts from converted weights, which have seen no data here.
+# The only fields that must stay when training starts from converted weights, which have seen no
+# data here.
 CONVERTED_FIELDS = (
     "config.model",
     "config.process.name",
@@ -59,21 +56,20 @@ CONVERTED_FIELDS = (
     "data.shift",
 )
 
-
 _log = logging.getLogger(__name__)
 
 
 class SavedRun(NamedTuple):
-    """What a workdir remembers of its run."""
+    """The contents of config.json. The last two are None in files of older versions."""
 
     config: dict[str, Any]
     data: LatentSpec
-    fingerprint: str | None  # of the data's bytes; None where an older version has written the file
-    code: dict[str, str] | None  # likewise
+    fingerprint: str | None  # of the data's bytes
+    code: dict[str, str] | None
 
 
 class TrainedModel(NamedTuple):
-    """A model read from a workdir, with what it needs to be used."""
+    """A model read from a workdir, with its parameters and what it was trained on."""
 
     experiment: Experiment
     data: LatentSpec
@@ -83,10 +79,10 @@ class TrainedModel(NamedTuple):
 
 
 def open_directory(workdir: str) -> epath.Path:
-    """The directory of a run, local or in a bucket; it need not exist.
+    """Returns the directory of a run, local or in a bucket; it need not exist.
 
     Raises:
-      InputError: a bucket, and what reads buckets is not installed.
+      InputError: it is in a bucket, and the package that reads buckets is not installed.
     """
     if in_bucket(workdir):
         _list_buckets_anew()
@@ -99,115 +95,101 @@ def open_directory(workdir: str) -> epath.Path:
 
 
 def _list_buckets_anew() -> None:
-    """Lets this process see what others write after it has looked: fsspec, by which epath reaches
-    buckets, would list each directory once."""
+    """Turns off fsspec's cache of directory listings, which would hide what others write later."""
     from fsspec.config import conf
 
     for protocol in ("gcs", "s3", "az"):
         conf.setdefault(protocol, {})["use_listings_cache"] = False
 
 
-def prepare(workdir: epath.Path) -> None:
-    """Makes the directory of a run, and what a run writes to in it.
+def make_directories(workdir: epath.Path) -> None:
+    """Makes the directories of a run. Raises InputError if one of them cannot be written to."""
+    for directory in (workdir, workdir / "checkpoints", workdir / "tensorboard"):
+        make_writable(directory)
+
+
+def locked(workdir: epath.Path) -> contextlib.AbstractContextManager:
+    """Keeps other runs out of a local workdir while entered; buckets have no locks.
+
+    The first process of a run holds the lock for all of them.
 
     Raises:
-      InputError: it cannot be made, or not written to.
-    """
-    try:
-        for name in ("checkpoints", "tensorboard"):
-            (workdir / name).mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to the workdir {workdir} ({error.strerror or error}); choose another "
-            "--workdir, or remove what is in the way"
-        ) from None
-
-
-@contextlib.contextmanager
-def claimed(workdir: epath.Path) -> Iterator[None]:
-    """Keeps other runs out of a local workdir while entered.
-
-    Raises:
-      InputError: another run is in it.
+      InputError: another run is in it; names its process.
     """
     if in_bucket(workdir) or jax.process_index() > 0:
-        yield
-        return
-    with open(workdir / LOCK_FILE, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise InputError(
-                f"another run (process {owner}) trains in {workdir}; wait for it, stop it, or "
-                "choose another --workdir"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        return contextlib.nullcontext()
+    refusal = f"trains in {workdir}; wait for it, stop it, or choose another --workdir"
+    return lock(workdir / LOCK_FILE, refusal)
 
 
-def remember(
+def save_and_check(
     workdir: epath.Path,
     config: Mapping[str, Any],
     data: LatentSpec,
     fingerprint: str | None = None,
 ) -> None:
-    """Writes what the run is; once it has a checkpoint, checks that it is what it was. Other code
-    than before is logged as a warning.
+    """Writes config.json. If the run has a checkpoint, first checks that nothing else has changed.
 
-    `fingerprint` is that of the data's bytes; without one they are not compared. Of converted
-    weights only the model and the meaning of its latents are fixed.
+    A changed code version is only a warning. A run that has more steps than `config` asks for
+    keeps its config.json.
+
+    Args:
+      workdir: the run's directory.
+      config: the config that the run is to have.
+      data: the metadata of its data set.
+      fingerprint: a digest of the data's bytes, compared with that of the run if both are known.
 
     Raises:
-      InputError: the workdir was made with another config or other data; names what differs.
-      OSError: it cannot be written.
+      InputError: the run was made with another config or other data; names what differs.
+      OSError: the file cannot be written.
     """
-    config, code = json.loads(json.dumps(config)), code_version()
-    path, steps = workdir / CONFIG_FILE, CheckpointStore(workdir).steps()
+    steps = CheckpointStore(workdir).steps()
+    run = SavedRun(_plain(config), data, fingerprint, code_version())
     if steps:
-        saved = read(workdir)
-        now = {"config": _completed(config), "data": _plain(data)}
-        was = {"config": _completed(saved.config), "data": _plain(saved.data)}
-        if saved.data.num_examples == 0:
-            _expect_same_head(workdir, saved.config, config)
-            was, now = (
-                {name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now)
-            )
-        differing = differences(was, now, leave_out=[f"config.{field}" for field in FREE_FIELDS])
-        other = fingerprint and saved.fingerprint and fingerprint != saved.fingerprint
-        if other and not differing:
-            differing = ["the data's bytes are others"]
-        if differing:
-            raise InputError(
-                f"{workdir} was made with another setting: {'; '.join(differing)}; restore it, or "
-                "choose another --workdir"
-            )
-        if changed := differences(saved.code or code, code):
-            _log.warning("other code than before: %s; numbers may differ", "; ".join(changed))
-    if jax.process_index() > 0 or (steps and steps[-1] >= config["train"]["steps"]):
-        return  # a run that has gone further than it is asked to stays what it is
-    remembered = {
+        _expect_unchanged(workdir, read(workdir), run)
+    if jax.process_index() == 0 and not (steps and steps[-1] >= config["train"]["steps"]):
+        _write(workdir, run)
+
+
+def _expect_unchanged(workdir: epath.Path, saved: SavedRun, new: SavedRun) -> None:
+    """Raises InputError if `new` differs in what decides the numbers; warns of other code."""
+    was, now = (
+        {"config": _completed(run.config), "data": _plain(dataclasses.asdict(run.data))}
+        for run in (saved, new)
+    )
+    if saved.data.num_examples == 0:  # converted weights
+        _expect_same_head(workdir, saved.config, new.config)
+        was, now = ({name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now))
+    changed = differences(was, now, leave_out=[f"config.{field}" for field in FREE_FIELDS])
+    prints = {saved.fingerprint, new.fingerprint} - {None}
+    if len(prints) > 1 and not changed:
+        changed = ["the record files have changed since the run began"]
+    if changed:
+        raise InputError(
+            f"{workdir} was made with another setting: {'; '.join(changed)}; restore it, or "
+            "choose another --workdir"
+        )
+    if saved.code and (changed := differences(saved.code, new.code)):
+        _log.warning("other code than before: %s; numbers may differ", "; ".join(changed))
+
+
+def _write(workdir: epath.Path, run: SavedRun) -> None:
+    saved = {
         "format_version": FORMAT_VERSION,
-        "config": config,
-        "data": _plain(data),
-        "data_fingerprint": fingerprint,
-        "code": code,
+        "config": run.config,
+        "data": dataclasses.asdict(run.data),
+        "data_fingerprint": run.fingerprint,
+        "code": run.code,
     }
-    with replacing(path) as scratch:
-        scratch.write_text(json.dumps(remembered, indent=2) + "\n")
+    with atomic_write(workdir / CONFIG_FILE) as scratch:
+        scratch.write_text(json.dumps(saved, indent=2) + "\n")
 
 
 def read(workdir: epath.Path) -> SavedRun:
-    """What the run in `workdir` is.
+    """Reads the config.json of the run in `workdir`.
 
     Raises:
-      InputError: there is no run, or one of a newer format.
+      InputError: there is no run, or its file is damaged or of a newer format.
     """
     path = workdir / CONFIG_FILE
     try:
@@ -240,7 +222,7 @@ def load_model(
     """Opens a workdir's model with its "ema" or "student" weights, of `step` or the newest.
 
     Raises:
-      InputError: no run, no checkpoint, or unknown weights, or such as the checkpoint lacks.
+      InputError: there is no run or no checkpoint, or it does not hold such weights.
     """
     expect_one_of("weights", weights, TREES)
     saved = read(open_directory(workdir))
@@ -251,13 +233,13 @@ def load_model(
         expect_weights(store, weights, step)
         name = TREES[weights]
         step, trees = store.restore({name: shapes}, step)
-    # A process samples and probes on its own devices, with its own copy.
+    # Each process samples and probes on its own devices, so it takes its own copy.
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), trees[name])
     return TrainedModel(experiment, saved.data, model, params, step)
 
 
 def expect_weights(store: CheckpointStore, weights: str, step: int | None = None) -> None:
-    """Raises InputError unless the checkpoint of `step`, or the newest, holds such weights."""
+    """Raises InputError unless the checkpoint of `step`, or the newest, holds `weights`."""
     expect_one_of("weights", weights, TREES)
     there = store.names(step)
     if TREES[weights] not in there:
@@ -269,17 +251,21 @@ def expect_weights(store: CheckpointStore, weights: str, step: int | None = None
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the fields that it lacks, as they are in the default one: a field that came
-    with a newer version stands for what the code did before."""
+    """Adds default values for missing fields.
+
+    The default of a field that is newer than the file stands for what the code did before.
+    """
     default = json.loads(base_config().to_json())
     return {name: default.get(name, {}) | fields for name, fields in config.items()}
 
 
-def _plain(data: LatentSpec) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(data)))
+def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `tree` as JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(tree))
 
 
 def _expect_same_head(workdir: epath.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises InputError unless both configs train a projection head, or neither does."""
     there, asked = (Experiment.from_dict(config).head for config in (old, new))
     if asked and not there:
         raise InputError(

@@ -1,39 +1,41 @@
-"""What a run was made with, beside its config: versions, the code itself, and the data's bytes."""
+"""Digests of a run's code and data, so that a resumed run notices when they have changed."""
 
 import hashlib
 from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("jax", "flax", "optax")
-# What of the code decides the numbers of a run; the rest moves, shows or checks them.
+# The source that decides the numbers of a run: packages and modules below sra_jax.
 NUMERIC = (
+    "core/random.py",
+    "core/shapes.py",
+    "data/pipeline.py",
+    "methods",
     "models",
     "processes",
-    "sra.py",
-    "randomness.py",
-    "data/pipeline.py",
-    "training/step.py",
     "training/optimizer.py",
     "training/state.py",
+    "training/step.py",
 )
-PROBED_BYTES = 2**16  # at either end of a record file; the end holds its index
+PACKAGE = Path(__file__).parents[1]
+PROBED_BYTES = 2**16  # read at each end of a record file; its index is at the end
 
 
 def code_version() -> dict[str, str]:
-    """Versions of what computes, and a digest of the source that decides the numbers."""
-    root, digest = Path(__file__).parent, hashlib.sha256()
+    """Returns the versions of `PACKAGES`, and as "source" a digest of `NUMERIC`."""
+    digest = hashlib.sha256()
     for name in NUMERIC:
-        for path in sorted([root / name, *(root / name).glob("*.py")]):
-            if path.is_file():
-                digest.update(path.read_bytes())
+        path = PACKAGE / name
+        for source in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(source.read_bytes())
     versions = {name: metadata.version(name) for name in PACKAGES}
     return versions | {"source": digest.hexdigest()[:16]}
 
 
 def data_fingerprint(files: list[Path]) -> str:
-    """A digest of the record files' names, sizes, beginnings and ends: other data have another.
+    """Returns a digest of the names, sizes, beginnings and ends of record files.
 
-    Quick at any size. A record that is damaged in between fails its own checksum when it is read.
+    This is quick at any size. A record damaged in between fails its own checksum when it is read.
     """
     digest = hashlib.sha256()
     for path in sorted(files, key=lambda path: path.name):

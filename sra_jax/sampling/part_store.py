@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sra_jax.core.errors import InputError
-from sra_jax.core.files import disk_failures_told, lock, replacing
+from sra_jax.core.files import atomic_write, disk_failures_told, lock
 from sra_jax.core.tree import differences
 
 LOCK_FILE = "lock"
@@ -39,15 +39,13 @@ class PartStore:
                 "choose another --out, or remove it"
             )
         self._directory = out.with_name(f"{out.name}.parts")
-        in_use = (
-            f"another process draws into {self._directory}; wait for it, or choose another --out"
-        )
+        in_use = f"draws into {self._directory}; wait for it, or choose another --out"
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self._directory / LOCK_FILE, in_use) if alone else None
             path = self._directory / REQUEST_FILE
             if not path.exists():
-                with replacing(path) as scratch:
+                with atomic_write(path) as scratch:
                     scratch.write_bytes(self._request)
             begun = path.read_bytes()
         except OSError as error:
@@ -70,7 +68,7 @@ class PartStore:
     def save(self, number: int, images: np.ndarray) -> None:
         """Stores chunk `number`, whole or not at all. Raises RunError where the disk fails."""
         path = self._path(number)
-        with disk_failures_told(path, self._safe), replacing(path) as scratch:
+        with disk_failures_told(path, self._safe), atomic_write(path) as scratch:
             _write_images(scratch, images)
 
     def images(self, count: int) -> Iterator[np.ndarray]:
@@ -95,7 +93,7 @@ class PartStore:
         # Of one name, so that the next run writes over the large file that a kill has left.
         scratch = self._out.with_name(f".{self._out.name}.tmp")
         with (
-            replacing(self._out, scratch),
+            atomic_write(self._out, scratch),
             zipfile.ZipFile(scratch, "w", allowZip64=True) as archive,
         ):
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:

@@ -1,7 +1,8 @@
-"""The loop: take a batch, make a step, now and then report or save. Nothing waits for devices."""
+"""The training loop: takes batches, makes steps, reports and saves. It never waits for devices."""
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import jax
 
@@ -13,61 +14,87 @@ from sra_jax.training.state import TrainState, nonfinite_leaves
 from sra_jax.training.step import Batch, Metrics
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls between steps.
+
+    store: the checkpoints that `save` writes.
+    save: starts to save the state after a step.
+    monitor: runs after every step (grids, FID), and returns the seconds it took, which do not count
+      as training time.
+    reporter: collects the metrics of every step.
+    stop: says after every step whether to save and stop.
+    """
+
+    store: CheckpointStore
+    save: Callable[[int, TrainState], None]
+    monitor: Callable[[int, TrainState], float]
+    reporter: Reporter
+    stop: StopSignals
+
+
 def run_steps(
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     state: TrainState,
     batches: Iterator[Batch],
     steps: range,
     checkpoint_every: int,
-    store: CheckpointStore,
-    save: Callable[[int, TrainState], None],
-    after: Callable[[int, TrainState], float],
-    reporter: Reporter,
-    stop: StopSignals,
+    hooks: Hooks,
 ) -> int:
-    """Runs `steps` (those made so far, to the total), saving every so often, when asked to stop,
-    and at the end. Returns the number of steps made in all.
+    """Trains, and saves at multiples of `checkpoint_every`, when asked to stop, and at the end.
 
-    After each, `after` is given what has been saved if anything was, and returns the seconds that
-    it took, which are not training.
+    Args:
+      train_step: the compiled step.
+      state: the state after `steps.start` steps; its arrays are donated.
+      batches: the batches of the steps to make, on the devices.
+      steps: from the steps made so far to the total.
+      checkpoint_every: steps between checkpoints.
+      hooks: what is called between steps.
+
+    Returns:
+      The number of steps made in all.
 
     Raises:
-      RunError: a metric, or what was to be saved, was not finite. What was saved before is
-        untouched.
+      RunError: a metric, or a state to save, is not finite. Earlier checkpoints are untouched.
     """
+    reporter, stop = hooks.reporter, hooks.stop
 
-    def keep(step: int, state: TrainState) -> None:
-        reporter.flush()  # nothing is saved whose metrics were not looked at
+    def save(step: int, state: TrainState) -> None:
+        reporter.flush()  # looks at the metrics of every step before its state is saved
         _check_finite(step, state)
-        save(step, state)
+        hooks.save(step, state)
 
     done, metrics = steps.start, {}
     try:
         for done in range(steps.start + 1, steps.stop + 1):
             asked_at = time.perf_counter()
             batch = next(batches)
+            # Only devices that have finished the last step have waited for this batch.
             waited = time.perf_counter() - asked_at if _are_done(metrics) else 0.0
             state, metrics = dispatch(train_step, state, batch)
             reporter.add(done, metrics, waited)
+
             stopping = stop.after(done)
             if stopping or done % checkpoint_every == 0 or done == steps.stop:
-                keep(done, state)
+                save(done, state)
             if stopping:
                 break
-            reporter.leave_out(after(done, state))
-            if stop.stopped:  # by a signal to a lone process: another step would leave this behind
-                keep(done, state)
+
+            reporter.leave_out(hooks.monitor(done, state))
+            # A signal came during `monitor`: save this step, because there is no next one.
+            if stop.stopped:
+                save(done, state)
                 break
     except NonFiniteError as error:
-        store.wait()
-        saved = store.latest_step()
+        hooks.store.wait()
+        saved = hooks.store.latest_step()
         kept = f"the last good checkpoint is step {saved}" if saved else "nothing was saved yet"
         raise RunError(
             f"training stopped: {error}; {kept}; run the same command with "
             "--config.train.skip_nonfinite=True to go on without such steps, or lower "
             "optimizer.learning_rate in a new workdir"
         ) from None
-    store.wait()
+    hooks.store.wait()
     return done
 
 
@@ -76,13 +103,13 @@ def dispatch(
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, Metrics]:
-    """Starts a step. An array that is not on its devices already is an error, not a slow step."""
+    """Starts a step; an array that is not on its devices yet is an error, not copied."""
     with jax.transfer_guard("disallow"):
         return train_step(state, batch)
 
 
 def _are_done(metrics: Metrics) -> bool:
-    """Whether the step of `metrics` has ended: if not, the devices have work, and wait for none."""
+    """Returns whether the step of `metrics` has ended, so that the devices have nothing to do."""
     return all(metric.is_ready() for metric in metrics.values())
 
 

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C ask a run to stop; it saves at the end of a step, and loses none.
+"""Turns SIGTERM and Ctrl-C into a request to save at the end of the current step and stop.
 
-Several processes must stop at the same step: there JAX's preemption service hears the SIGTERM of
-any of them, and names the step for all.
+Several processes must stop at the same step. JAX's preemption service receives the SIGTERM of any
+of them, and chooses the step for all.
 """
 
 import logging
@@ -18,17 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """Heeds SIGTERM and SIGINT while entered; a second SIGINT does what it did before."""
+    """Records SIGTERM and SIGINT while entered; a second SIGINT goes to the previous handler."""
 
     def __init__(self):
-        self._together = jax.process_count() > 1
+        self._is_distributed = jax.process_count() > 1
         self._received: signal.Signals | None = None
         self._agreed = False
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
-        # With several processes SIGTERM is the preemption service's, which must keep its handler.
-        numbers = (signal.SIGINT,) if self._together else (signal.SIGINT, signal.SIGTERM)
+        # With several processes the preemption service handles SIGTERM, so it keeps its handler.
+        numbers = (signal.SIGINT,) if self._is_distributed else (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
             self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -39,18 +39,18 @@ class StopSignals:
 
     @property
     def stopped(self) -> bool:
-        """Whether to save and stop: once a signal came, or once all processes agree on the step."""
-        return self._agreed if self._together else self._received is not None
+        """Whether to save and stop: a signal came, or all processes have agreed on this step."""
+        return self._agreed if self._is_distributed else self._received is not None
 
     def after(self, step: int) -> bool:
-        """Whether to save and stop now that `step` is done; to be asked after every step."""
-        if self._together:
+        """Returns whether to save and stop after `step`; must be called after every step."""
+        if self._is_distributed:
             self._agreed = multihost_utils.reached_preemption_sync_point(step)
         return self.stopped
 
     @property
     def exit_code(self) -> int:
-        """What the process should exit with: 0 if it was not stopped."""
+        """The exit code of the process: 0 if it was not stopped."""
         if not self.stopped:
             return 0
         return INTERRUPTED if self._received == signal.SIGINT else PREEMPTED
@@ -61,5 +61,5 @@ class StopSignals:
         again = "; a second Ctrl-C stops at once" if number == signal.SIGINT else ""
         self._received = signal.Signals(number)
         _log.warning("%s: saving after this step%s", self._received.name, again)
-        if self._together:
-            os.kill(os.getpid(), signal.SIGTERM)  # to tell the others
+        if self._is_distributed:
+            os.kill(os.getpid(), signal.SIGTERM)  # the preemption service tells the others

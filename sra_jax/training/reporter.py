@@ -1,4 +1,4 @@
-"""What a run says while it runs: a log line and TensorBoard events, without making devices wait."""
+"""Reports the progress of a run to the log and TensorBoard, without making devices wait."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ import numpy as np
 from sra_jax.core.progress import format_seconds
 from sra_jax.training.step import Metrics
 
-# Steps that may be under way on the devices: enough that they never wait for the host, few enough
-# that their inputs do not pile up in memory.
+# Steps that may be in progress on the devices: enough that they never wait for the host, few enough
+# that their inputs do not fill the memory.
 MAX_STEPS_AHEAD = 2
-# Of steps skipped one after the other: that many are no accident of the data.
+# This many consecutive skipped steps mean divergence, not a bad batch.
 MAX_SKIPPED_IN_A_ROW = 100
 SHOWN = ("loss", "generation", "alignment", "grad_norm")
 
@@ -25,18 +25,17 @@ _log = logging.getLogger(__name__)
 
 
 class NonFiniteError(Exception):
-    """Something was NaN or infinite; the message says what, and at which step."""
+    """A value is NaN or infinite; the message names it and the step."""
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What a step is worth: images, operations for one image (without recomputation), devices, and
-    the operations/s that one of them can make, if known."""
+class StepCost:
+    """The work of one step, from which its speed is reported."""
 
     batch_size: int
-    flops_per_image: int
+    flops_per_image: int  # without rematerialisation
     devices: int
-    peak_flops: float | None
+    peak_flops: float | None  # operations/s of one device, if known
 
 
 class _Pending(NamedTuple):
@@ -54,14 +53,14 @@ def open_writer(logdir: str | os.PathLike):
 
 
 class Reporter:
-    """Collects each step's metrics on the devices, and fetches and reports them every so often.
+    """Collects the metrics of every step on the devices, and reports their means regularly.
 
-    Reports come one step late: by then the devices have the next step to work on.
+    A report comes one step late, so that the devices are working on the next step by then.
     """
 
-    def __init__(self, writer, first_step: int, last_step: int, every: int, workload: Workload):
-        """`writer` is what `open_writer` gives."""
-        self._writer, self._workload = writer, workload
+    def __init__(self, writer, first_step: int, last_step: int, every: int, cost: StepCost):
+        """Starts the clock; `writer` is of `open_writer`, `every` the steps between reports."""
+        self._writer, self._cost = writer, cost
         self._last_step, self._every = last_step, every
         self._pending: deque[_Pending] = deque()
         self._reported_step, self._reported_at = first_step, time.perf_counter()
@@ -72,8 +71,8 @@ class Reporter:
         """Takes the metrics of `step` and the seconds that devices `waited` for its input.
 
         Raises:
-          NonFiniteError: a metric of an earlier step turned out not to be finite, and it was not
-            skipped, or as were too many before it.
+          NonFiniteError: a metric of an earlier step was not finite and skipping is off, or
+            `MAX_SKIPPED_IN_A_ROW` steps in a row were skipped.
         """
         if self._pending and self._pending[-1].step % self._every == 0:
             self.flush()
@@ -83,7 +82,7 @@ class Reporter:
             jax.block_until_ready(self._pending[-1 - MAX_STEPS_AHEAD].metrics)
 
     def flush(self) -> None:
-        """Reports all steps added so far; waits for them. Raises NonFiniteError."""
+        """Waits for all steps added so far, and reports them. Raises as `add` does."""
         if not self._pending:
             return
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
@@ -97,7 +96,7 @@ class Reporter:
             self._report(fetched[-1][0], means)
 
     def _was_made(self, step: int, metrics: Metrics) -> bool:
-        """Whether `step` was not skipped; counts it if it was. Raises NonFiniteError."""
+        """Returns False for a skipped step, and counts it. Raises NonFiniteError."""
         wrong = [f"{k} is {float(v)} at step {step}" for k, v in metrics.items() if not isfinite(v)]
         if wrong and not metrics.get("skipped"):
             raise NonFiniteError(wrong[0])
@@ -112,11 +111,11 @@ class Reporter:
         return False
 
     def leave_out(self, seconds: float) -> None:
-        """Does not count `seconds` that were spent on something else."""
+        """Does not count `seconds`, which were spent on something else, as training time."""
         self._reported_at += seconds
 
     def close(self) -> None:
-        """Says how many steps were skipped, and writes what is buffered."""
+        """Logs how many steps were skipped, and writes what is buffered."""
         if self._skipped:
             _log.warning(
                 "%s of %s steps were skipped, as they were not finite: see the warnings above, and "
@@ -141,17 +140,17 @@ class Reporter:
             )
 
     def _speeds(self, step_seconds: float) -> dict[str, float]:
-        work = self._workload
-        images = work.batch_size / step_seconds
+        cost = self._cost
+        images = cost.batch_size / step_seconds
         speeds = {
             "step_seconds": step_seconds,
             "images_per_second": images,
-            "images_per_second_per_device": images / work.devices,
-            "tflops_per_second": images * work.flops_per_image / 1e12,
+            "images_per_second_per_device": images / cost.devices,
+            "tflops_per_second": images * cost.flops_per_image / 1e12,
         }
-        if work.peak_flops:
-            peak = work.peak_flops * work.devices
-            speeds["mfu"] = images * work.flops_per_image / peak
+        if cost.peak_flops:
+            peak = cost.peak_flops * cost.devices
+            speeds["mfu"] = images * cost.flops_per_image / peak
         return speeds
 
 

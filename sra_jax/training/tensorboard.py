@@ -1,7 +1,7 @@
 """TensorBoard events through clu's writer interface, without TensorFlow.
 
-clu's own summary writer is made of TensorFlow, and importing any clu writer imports it. This module
-puts an empty one in its place, so it must be imported before anything of `clu.metric_writers`.
+clu's own summary writer needs TensorFlow, and importing any clu writer imports it. This module puts
+an empty module in its place, so it must be imported before anything of `clu.metric_writers`.
 """
 
 import io
@@ -25,7 +25,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from sra_jax.core.files import in_bucket
 
 FLUSH_SECONDS = 120
-BUCKET_FILE_BYTES = 2**24  # from which on a new one is begun
+BUCKET_FILE_BYTES = 2**24  # a larger file is closed and a new one begun
 
 _log = logging.getLogger(__name__)
 _stand_in = ModuleType("clu.metric_writers.summary_writer")
@@ -36,7 +36,7 @@ from clu.metric_writers import AsyncWriter, MetricWriter  # noqa: E402
 
 
 class _BucketFile(io.BytesIO):
-    """A new file in a bucket, which appends to none: each flush sends all of it again."""
+    """A new file in a bucket. Buckets cannot append, so each flush uploads the whole file."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -52,9 +52,9 @@ class _BucketFile(io.BytesIO):
 
 
 class EventWriter(MetricWriter):
-    """Writes event files in `logdir`, which it makes; of clu's interface, what this project uses.
+    """Writes event files in `logdir`, which it makes; the part of clu's interface that we use.
 
-    Where the file cannot be written, that is logged once, and nothing more is: no run ends for it.
+    An error of the file is logged once, and nothing is written after it: the run continues.
     """
 
     def __init__(self, logdir: str):
@@ -88,7 +88,7 @@ class EventWriter(MetricWriter):
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def flush(self) -> None:
-        """Returns when all that was written is in the file."""
+        """Returns when everything is in the file."""
         if in_bucket(self._path) and self._file.tell() > BUCKET_FILE_BYTES:
             self._try(self._records.close)
             self._begin_file()
@@ -96,7 +96,7 @@ class EventWriter(MetricWriter):
             self._try(self._records.flush)
 
     def close(self) -> None:
-        """Flushes, and closes the file."""
+        """Flushes and closes the file."""
         self._try(self._records.close)
 
     def _begin_file(self) -> None:
@@ -118,7 +118,7 @@ class EventWriter(MetricWriter):
             return
         try:
             write()
-        except Exception as error:  # a disk's OSError, or whatever a bucket's library raises
+        except Exception as error:  # an OSError of the disk, or any error of a bucket's library
             self._failed = True
             reason = getattr(error, "strerror", None) or error
             _log.warning(
@@ -133,5 +133,5 @@ class EventWriter(MetricWriter):
 
 
 def make_writer(logdir: str) -> MetricWriter:
-    """A writer that returns at once and writes from its own thread."""
+    """Returns a writer whose calls return at once; its own thread writes."""
     return AsyncWriter(EventWriter(logdir))

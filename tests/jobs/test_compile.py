@@ -11,13 +11,20 @@ import numpy as np
 import pytest
 from commands import REPOSITORY, environment, run
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from sra_jax.pods.slices import check_topology
 
 from sra_jax.core.errors import InputError
 from sra_jax.distributed.hardware import CHIPS, GIB
 from sra_jax.jobs.compile import slice_devices
-from sra_jax.pods.forecast import Fits, Refused, Roofline, make_roofline, parse_refusal, rank
+from sra_jax.pods.forecast import (
+    Fits,
+    OutOfMemory,
+    Roofline,
+    make_roofline,
+    parse_out_of_memory,
+    rank,
+)
 from sra_jax.pods.hlo import Array, Program, group_size
+from sra_jax.pods.slices import check_topology
 
 CONFIG = f"--config={REPOSITORY}/configs/sit_sra.py:S/8"
 LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -171,17 +178,17 @@ def test_roofline_by_hand():
 
 def test_ranking_puts_what_fits_first_and_the_fastest_before():
     slow, fast = (Fits(0, 0, {}, Roofline(t, 0.0, 0.0)) for t in (2.0, 1.0))
-    near, far = Refused(20, 16), Refused(99, 16)
+    near, far = OutOfMemory(20, 16), OutOfMemory(99, 16)
     assert sorted([far, slow, near, fast], key=rank) == [fast, slow, near, far]
 
 
 def test_refusals_are_parsed():
     today = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
     today += "temporaries (27.04G) exceeds available HBM (15.75G)."
-    assert parse_refusal(today) == Refused(27.04 * GIB, 15.75 * GIB)
+    assert parse_out_of_memory(today) == OutOfMemory(27.04 * GIB, 15.75 * GIB)
     before = "Ran out of memory in memory space hbm. Used 38.30G of 15.75G hbm. Exceeded by 22G"
-    assert parse_refusal(before) == Refused(38.3 * GIB, 15.75 * GIB)
-    assert parse_refusal("INTERNAL: something else") is None
+    assert parse_out_of_memory(before) == OutOfMemory(38.3 * GIB, 15.75 * GIB)
+    assert parse_out_of_memory("INTERNAL: something else") is None
 
 
 @pytest.mark.parametrize("name", ["v5e:3x3", "v5e:4x4x4", "v5e-16", "v5litepod:4x4", "", "v9:2x2"])

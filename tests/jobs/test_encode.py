@@ -271,10 +271,10 @@ def test_a_disk_that_is_full_ends_a_real_process_in_one_line(tree, tmp_path):
 # Arguments: MODULE FUNCTION N SOURCE OUT SIGNAL.
 KILLED = """
 import importlib, os, signal, sys
-from sra_jax.cli.exit import heed_signals
+from sra_jax.cli.exit import install_signal_handlers
 from sra_jax.jobs.encode import EncodeRequest, encode
 
-heed_signals()
+install_signal_handlers()
 module = importlib.import_module(sys.argv[1])
 name, fatal, source, out = sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 owner = module

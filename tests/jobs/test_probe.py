@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.core.errors import InputError, RunError
-from sra_jax.core.files import claimed
+from sra_jax.core.files import locked
 from sra_jax.data.digits import load_digits
 from sra_jax.data.embedded import EMBEDDED
 from sra_jax.jobs.probe import ProbeRequest, probe
@@ -151,8 +151,8 @@ def test_features_that_are_not_finite_end_the_probe(copied):
 
 def test_two_probes_do_not_write_to_one_place(copied):
     with (
-        claimed(copied / "probe"),
-        pytest.raises(InputError, match=r"another process writes to .*probe; wait .* --out"),
+        locked(copied / "probe"),
+        pytest.raises(InputError, match=r"writes to .*probe; wait .* --out"),
     ):
         probe(ProbeRequest(str(copied)))
 

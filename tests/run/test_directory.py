@@ -23,7 +23,7 @@ def config():
 def begun(config, tmp_path):
     """A workdir with a checkpoint, of which only the name is looked at."""
     workdir = epath.Path(tmp_path)
-    workdirs.remember(workdir, config, DATA)
+    workdirs.save_and_check(workdir, config, DATA)
     (workdir / "checkpoints" / "5").mkdir(parents=True)
     return workdir
 
@@ -32,7 +32,7 @@ def test_what_does_not_matter_may_change(begun, config):
     config["train"] |= {"steps": 9, "log_every": 1, "keep": 7}
     config["mesh"]["fsdp"] = 4
     config["evaluation"]["grid_every"] = 3
-    workdirs.remember(begun, config, DATA)
+    workdirs.save_and_check(begun, config, DATA)
     assert workdirs.read(begun).config["train"]["steps"] == 9
 
 
@@ -43,7 +43,7 @@ def test_what_does_not_matter_may_change(begun, config):
 def test_what_matters_is_named(begun, config, section, field, value):
     config[section][field] = value
     with pytest.raises(InputError, match=f"config.{section}.{field} was .*, is {value}; restore"):
-        workdirs.remember(begun, config, DATA)
+        workdirs.save_and_check(begun, config, DATA)
 
 
 def test_fields_of_a_newer_version_are_no_change(begun, config):
@@ -54,6 +54,6 @@ def test_fields_of_a_newer_version_are_no_change(begun, config):
     path.write_text(json.dumps(saved))
     config["sra"]["teacher_fraction"] = 0.5
     with pytest.raises(InputError, match=r"teacher_fraction was 1.0, is 0.5"):
-        workdirs.remember(begun, config, DATA)
+        workdirs.save_and_check(begun, config, DATA)
     config["sra"]["teacher_fraction"] = 1.0
-    workdirs.remember(begun, config, DATA)
+    workdirs.save_and_check(begun, config, DATA)

@@ -63,7 +63,7 @@ def test_a_part_of_another_form_is_drawn_again(out):
 
 def test_one_process_at_a_time_draws(out):
     store = PartStore(out, REQUEST)
-    refusal(InputError, "another process draws into .*out.npz.parts; wait", PartStore, out, REQUEST)
+    refusal(InputError, "draws into .*out.npz.parts; wait", PartStore, out, REQUEST)
     PartStore(out, REQUEST, alone=False)  # one of those that draw together
     store.save(0, draw(0))
     del store  # as the end of a process does

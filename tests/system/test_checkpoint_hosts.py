@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from commands import free_address
-from test_checkpoint import DAMAGES, run_child, save_all
+from saved_states import DAMAGES, run_child, save_all
 
 RESTORE = """
 import os

@@ -188,7 +188,9 @@ def test_the_command_that_trains_it_further_is_told(tmp_path, kind, head, caplog
     (path,) = [flag.removeprefix("--config=") for flag in told["train"] if "--config=" in flag]
     file, _, argument = path.partition(":")
     config = runpy.run_path(str(REPOSITORY / file))["get_config"](argument).to_dict()
-    workdirs.remember(workdirs.open_directory(str(tmp_path / "run")), config, latent_spec(model))
+    workdirs.save_and_check(
+        workdirs.open_directory(str(tmp_path / "run")), config, latent_spec(model)
+    )
 
 
 def test_the_guidance_is_the_release_s(tmp_path, sit):

@@ -8,7 +8,7 @@ from commands import Result, finish, start_python
 
 START = """
 import ctypes, signal, threading, time
-from sra_jax import endings
+from sra_jax.cli import exit as endings
 libc = ctypes.CDLL(None)
 mutex = ctypes.create_string_buffer(64)
 
@@ -19,7 +19,7 @@ def wait_in_c():  # for what never comes, as in a collective whose other process
 def abort():  # as JAX does when it has lost a process
     threading.Thread(target=libc.abort).start()
 
-endings.heed_signals()
+endings.install_signal_handlers()
 """
 STOPPED = "error: stopped by {}; run the same command again\n"
 LOST = "[1 of 2] error: another process of this run has most likely ended"

@@ -11,9 +11,9 @@ import pytest
 
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.core.errors import RunError
-from sra_jax.training.loop import run_steps
+from sra_jax.training.loop import Hooks, run_steps
 from sra_jax.training.preemption import StopSignals
-from sra_jax.training.reporter import Reporter, Workload
+from sra_jax.training.reporter import Reporter, StepCost
 from sra_jax.training.state import TrainState
 
 
@@ -23,7 +23,7 @@ def overflowing_step(state, batch):
     return state._replace(step=state.step + 1, ema=state.ema * 1e10), {"loss": jnp.float32(1)}
 
 
-def run_twenty(step, store, after, stop):
+def run_twenty(step, store, monitor, stop):
     """Of twenty steps every second is saved."""
     return run_steps(
         step,
@@ -31,11 +31,13 @@ def run_twenty(step, store, after, stop):
         itertools.repeat(None),
         range(20),
         2,
-        store,
-        lambda step, state: store.save(step, state._asdict(), {}),
-        after,
-        Reporter(None, 0, 20, 100, Workload(1, 1, 1, None)),
-        stop,
+        Hooks(
+            store,
+            lambda step, state: store.save(step, state._asdict(), {}),
+            monitor,
+            Reporter(None, 0, 20, 100, StepCost(1, 1, 1, None)),
+            stop,
+        ),
     )
 
 
@@ -80,11 +82,7 @@ def test_reading_is_waiting_only_for_devices_that_have_nothing_left_to_do(tmp_pa
         itertools.repeat(None),
         range(3),
         4,
-        store,
-        lambda step, state: None,
-        lambda step, state: 0.0,
-        reporter,
-        StopSignals(),
+        Hooks(store, lambda step, state: None, lambda step, state: 0.0, reporter, StopSignals()),
     )
     store.close()
     # Before the first step they have nothing to do at all.

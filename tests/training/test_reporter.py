@@ -12,14 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sra_jax.core.progress import format_seconds
 from sra_jax.training import reporter as reporting
-from sra_jax.training.reporter import NonFiniteError, Reporter, Workload
+from sra_jax.training.reporter import NonFiniteError, Reporter, StepCost
 from sra_jax.training.tensorboard import make_writer
 
 BATCH, DEVICES, FLOPS = 8, 4, 5e9
 
 
 def reporter(writer, first=0, last=100, every=3, peak=None) -> Reporter:
-    return Reporter(writer, first, last, every, Workload(BATCH, FLOPS, DEVICES, peak))
+    return Reporter(writer, first, last, every, StepCost(BATCH, FLOPS, DEVICES, peak))
 
 
 def metrics(loss, **others) -> dict[str, jax.Array]:
