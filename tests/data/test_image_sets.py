@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sra_jax.core.errors import InputError
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import load_digits
 from sra_jax.data.image_sets import batches, open_images
 
 

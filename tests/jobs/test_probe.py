@@ -16,8 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.core.errors import InputError, RunError
 from sra_jax.core.files import claimed
-from sra_jax.data.digits import load_digits
-from sra_jax.data.embedded import EMBEDDED
+from sra_jax.data.embedded import EMBEDDED, load_digits
 from sra_jax.jobs.probe import ProbeRequest, probe
 from sra_jax.probing import survey
 from sra_jax.run import directory as workdirs
