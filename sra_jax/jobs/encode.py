@@ -17,7 +17,7 @@ from sra_jax.codecs import Codec, SDVAECodec, codec_from_name
 from sra_jax.core.errors import InputError
 from sra_jax.core.progress import Progress
 from sra_jax.data.crop import center_crop
-from sra_jax.data.image_sources import Source, open_source
+from sra_jax.data.images import LabelledImages, open_labelled_images
 from sra_jax.data.loading import Loader, map_ahead
 from sra_jax.data.npy_import import NPY_PREFIX, NpyLatents
 from sra_jax.data.records import Batch, read_spec
@@ -82,9 +82,9 @@ def open_producer(request: EncodeRequest) -> Producer:
             f"the codec's downsampling; give --resolution={DEFAULT_RESOLUTION}, say"
         )
     if not request.source.startswith(NPY_PREFIX):
-        source = open_source(request.source, request.data_dir)
+        images = open_labelled_images(request.source, request.data_dir)
         codec = codec_from_name(request.codec or SDVAECodec.name, vae=request.vae)
-        return ImageLatents(source, codec, request)
+        return ImageLatents(images, codec, request)
     for name in ("vae", "resolution", "flip", "data_dir"):
         if (given := getattr(request, name)) is not None and given is not False:
             raise InputError(f"--{name} is for images, but {request.source} is encoded already")
@@ -97,13 +97,13 @@ def open_producer(request: EncodeRequest) -> Producer:
 class ImageLatents:
     """Images, cropped and encoded on all devices of this process, as a `Producer`."""
 
-    def __init__(self, source: Source, codec: Codec, request: EncodeRequest):
+    def __init__(self, images: LabelledImages, codec: Codec, request: EncodeRequest):
         """Tries the codec out. Raises InputError if it does not take the resolution asked for."""
-        self._source, self._flip = source, request.flip
+        self._images, self._flip = images, request.flip
         self._resolution = _check_resolution(request.resolution, codec)
         self._encoder = DeviceEncoder(codec, self._resolution)
         self.records_per_item = 2 if request.flip else 1
-        self.identity = source.identity
+        self.identity = images.identity
         height, width, channels = self._encoder.moments_shape
         self.spec = LatentSpec(
             codec=codec.name,
@@ -112,7 +112,7 @@ class ImageLatents:
             latent_shape=(height, width, channels // 2),
             resolution=self._resolution,
             image_channels=3,
-            num_classes=source.num_classes,
+            num_classes=images.num_classes,
             dtype=request.dtype,
             source=request.source,
             weights=codec.fingerprint if isinstance(codec, SDVAECodec) else "",
@@ -121,14 +121,14 @@ class ImageLatents:
         )
         self._loader = Loader(
             read=self._read,
-            name=source.name,
+            name=images.name_of,
             batch_size=self._encoder.batch_size,
             threads=os.cpu_count() or 1,
             skip_bad=request.skip_bad,
         )
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._images.count
 
     def batches(self, items: range, skipped: list[str]) -> Iterator[Batch]:
         """See `Producer`. The mirrored image follows the image itself."""
@@ -137,7 +137,7 @@ class ImageLatents:
             yield from map_ahead(pool, self._encode, loaded, ahead=1)
 
     def _read(self, index: int) -> tuple[list[np.ndarray], int]:
-        image, label = self._source.read(index)
+        image, label = self._images.read(index)
         pixels = center_crop(image, self._resolution)
         return ([pixels, pixels[:, ::-1]] if self._flip else [pixels]), label
 

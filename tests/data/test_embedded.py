@@ -9,8 +9,7 @@ from sklearn import datasets
 from sra_jax.codecs import codec_from_name
 from sra_jax.core.errors import InputError
 from sra_jax.data.embedded import EMBEDDED, ensure_embedded, load_digits
-from sra_jax.data.image_sets import open_images
-from sra_jax.data.image_sources import open_source
+from sra_jax.data.images import open_images, open_labelled_images
 from sra_jax.data.records import open_latents
 from sra_jax.data.shapes import draw_shapes
 
@@ -48,7 +47,7 @@ def test_images_come_back_from_the_data_set(tmp_path, name):
 @pytest.mark.parametrize("name", SETS)
 def test_the_same_images_are_encoded(name):
     images, labels = SETS[name](18)
-    picture, label = open_source(name).read(17)
+    picture, label = open_labelled_images(name).read(17)
     assert label == labels[17]
     np.testing.assert_array_equal(np.asarray(picture)[..., : images.shape[3]], images[17])
 

@@ -201,7 +201,7 @@ def test_bad_requests_are_answered_in_one_line_and_touch_nothing(forks, tree, tm
     out = tmp_path / "set"
     good = {"source": tree[0], "out": out, "codec": "pixels", "resolution": SIDE}
     for changes, message in (
-        ({"source": "nowhere"}, "no source 'nowhere', expected tfds:NAME, a folder"),
+        ({"source": "nowhere"}, "no file or folder nowhere, expected tfds:NAME, a folder"),
         ({"codec": "pixel"}, "did you mean 'pixels'?"),
         ({"codec": "sd_vae"}, "codec sd_vae needs its weights"),
         ({"vae": "somewhere"}, "codec pixels has no weights"),
