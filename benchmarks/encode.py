@@ -1,4 +1,4 @@
-"""What encoding costs outside the VAE: decoding, cropping, writing, importing; and disk space.
+"""Time of encoding outside the VAE (decoding, cropping, writing, importing), and disk space.
 
   python benchmarks/encode.py [--images=1000] [--folder=DIR]
 
