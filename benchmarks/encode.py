@@ -1,4 +1,4 @@
-"""What encoding costs outside the VAE: decoding, cropping, writing, importing; and disk space.
+"""Time of encoding outside the VAE (decoding, cropping, writing, importing), and disk space.
 
   python benchmarks/encode.py [--images=1000] [--folder=DIR]
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sra_jax.data.crop import center_crop, read_image
-from sra_jax.data.image_sources import open_source
+from sra_jax.data.images import open_labelled_images
 from sra_jax.data.npy_import import NpyLatents
 from sra_jax.data.records import write_shard
 from sra_jax.jobs.encode import EncodeRequest, EncodingJob, ImageLatents, open_producer
@@ -127,7 +127,7 @@ def print_runs(root: Path, count: int) -> None:
     ):
         out = root / name
         if request.source == images:
-            producer = ImageLatents(open_source(images), NoCodec(), request)
+            producer = ImageLatents(open_labelled_images(images), NoCodec(), request)
         else:
             producer = open_producer(request)
         job = EncodingJob(str(out), producer, request.shard_bytes)
@@ -143,7 +143,7 @@ def print_runs(root: Path, count: int) -> None:
 
 def run(job: EncodingJob) -> None:
     """What one process does from the first image to the finished set."""
-    with job.shards.claimed(0):
+    with job.shards.locked(0):
         job.write(job.begin(0, 1))
         job.shards.finish()
 

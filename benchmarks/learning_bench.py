@@ -11,7 +11,7 @@ from learning_train import without_head
 
 from sra_jax.codecs import PixelCodec
 from sra_jax.core.random import stream_key
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import load_digits
 from sra_jax.data.shapes import TRAINING, draw_shapes
 from sra_jax.evaluation.classifier import train_classifier
 from sra_jax.evaluation.statistics import Gaussian, fit_gaussian, frechet_distance

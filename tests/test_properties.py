@@ -21,8 +21,7 @@ from tiny import pixel_spec
 from sra_jax.config.recipes import BEST_LAYOUTS, imagenet_config, parse_argument
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError
-from sra_jax.data.image_sets import open_images
-from sra_jax.data.image_sources import open_source
+from sra_jax.data.images import open_images, open_labelled_images
 from sra_jax.data.records import open_latents, read_spec, write_latents
 from sra_jax.evaluation.reference import open_reference
 from sra_jax.jobs.sample import SampleRequest, _with_overrides
@@ -264,9 +263,9 @@ def test_npz_files(tmp_path_factory, data):
     if data.draw(st.booleans()):
         content = mangle(data, content[:200_000])
     path.write_bytes(content)
-    source = result_of(open_source, str(path))
+    source = result_of(open_labelled_images, str(path))
     if source is not None:
-        for index in range(min(len(source), 3)):
+        for index in range(min(source.count, 3)):
             result_of(source.read, index)
     images = result_of(open_images, str(path))
     if images is not None:

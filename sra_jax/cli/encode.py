@@ -1,7 +1,7 @@
-"""Encodes images into a data set of latents to train on; or imports latents encoded elsewhere.
+"""Encodes images into a data set of latents to train on, or imports latents encoded elsewhere.
 
-Kill it at any moment and run the same command: finished shards are kept, and the set ends as it
-would have without. Any number of processes may share the work, on a disk that all of them see.
+It may be killed at any moment: the same command resumes, keeps finished shards, and ends with the
+same data set. Any number of processes may share the work, on a disk that all of them see.
 
   python -m sra_jax encode --source=ILSVRC/train --vae=sd-vae-ft-ema --out=data/imagenet256
   python -m sra_jax encode --source=tfds:imagenet2012 --vae=sd-vae-ft-ema --resolution=512 \\
@@ -11,8 +11,8 @@ would have without. Any number of processes may share the work, on a disk that a
 
 A source is tfds:NAME (prepared as ArrayRecord), a folder with a directory for each class (or with
 images only: one class), an .npz with arr_0 or images, uint8 [N, H, W, C], and perhaps labels [N],
-embedded:digits or embedded:shapes, or npy:FOLDER, what the scripts of EDM2, REPA and SRA write
-(those of EDM2 encode pixels in [0, 1], not [-1, 1], and so will be what is trained on them).
+embedded:digits or embedded:shapes, or npy:FOLDER, which the scripts of EDM2, REPA and SRA write
+(those of EDM2 encode pixels in [0, 1], not [-1, 1]; so a model trained on them generates [0, 1]).
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Images from files, and their centre crop as ADM and DiT make it."""
+"""Decodes image files, and crops images as ADM and DiT do."""
 
 import os
 from typing import BinaryIO
@@ -13,18 +13,17 @@ _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
-    """The image in `file`, in RGB of eight bits.
+    """Decodes an image file into RGB of eight bits.
 
-    Grey, palette, CMYK and 16-bit RGB images are converted and transparency is dropped, all as
-    Pillow does it; a camera's orientation tag is not heeded. The data sets of ADM and DiT were made
-    this way.
+    Pillow converts grey, palette, CMYK and 16-bit RGB images and drops transparency; a camera's
+    orientation tag is ignored. The data sets of ADM and DiT were made this way.
 
     Raises:
-        BadItemError: it is unreadable or cut short, animated, or grey of more than eight bits.
+        BadItemError: the file is unreadable, cut short, animated, or grey of more than eight bits.
     """
     try:
         with Image.open(file) as image:
-            # What follows the first frame of a multi-picture JPEG (MPO) are previews of it.
+            # In a multi-picture JPEG (MPO) the frames after the first are previews of it.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise BadItemError(f"animated, with {image.n_frames} frames; extract one of them")
             if image.mode in _WIDE_MODES:
@@ -32,17 +31,20 @@ def read_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
             return image.convert("RGB")
     except BadItemError:
         raise
-    except Exception as error:  # decoders raise whatever a broken file leads them into
+    except Exception as error:  # a damaged file makes decoders raise errors of many kinds
         raise BadItemError(f"unreadable: {' '.join(str(error).split())}") from error
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The centre of `image`, scaled to fill the square: uint8 `[size, size, 3]`.
+    """Scales `image` so that its shorter side is `size`, and crops the centre.
 
-    Halved by box averages while its shorter side is at least `2 * size`, then resized bicubically
-    until that side is `size`, then cropped. This is `center_crop_arr` of ADM (Dhariwal and Nichol
+    The image is halved by box averages while its shorter side is at least `2 * size`, and then
+    resized bicubically. This is `center_crop_arr` of ADM (Dhariwal and Nichol
     2021, github.com/openai/guided-diffusion, image_datasets.py), which DiT, SiT, EDM2 and REPA use;
     the pixels agree exactly.
+
+    Returns:
+        Pixels uint8 `[size, size, 3]`.
     """
     while min(image.size) >= 2 * size:
         width, height = image.size

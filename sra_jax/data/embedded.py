@@ -1,4 +1,7 @@
-"""The embedded data sets, which need no download: their names, and their latents on disk."""
+"""The embedded data sets, which need no download.
+
+`EMBEDDED` holds their names and images; `ensure_embedded` writes their latents to disk.
+"""
 
 import os
 from collections.abc import Callable
@@ -7,15 +10,33 @@ from typing import NamedTuple
 import numpy as np
 
 from sra_jax.codecs import PixelCodec
-from sra_jax.data.digits import load_digits
 from sra_jax.data.records import holds_latents, write_latents
 from sra_jax.data.shapes import load_shapes
 from sra_jax.data.spec import LatentSpec
 
 
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's handwritten digits.
+
+    Returns:
+        Images uint8 `[1797, 8, 8, 1]` in [0, 255] and labels int32 `[1797]` in [0, 10).
+    """
+    from sklearn import datasets  # takes a second to import
+
+    digits = datasets.load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return images[..., None], digits.target.astype(np.int32)
+
+
 class Embedded(NamedTuple):
-    """`load()` returns images uint8 [N, *shape] and labels int32 [N] below `num_classes`; `dtype`
-    is that of the stored moments."""
+    """One embedded data set.
+
+    Attributes:
+        load: returns images uint8 `[N, *shape]` and labels int32 `[N]` in [0, num_classes).
+        shape: `(H, W, C)` of an image.
+        num_classes: number of classes.
+        dtype: dtype of the stored moments.
+    """
 
     load: Callable[[], tuple[np.ndarray, np.ndarray]]
     shape: tuple[int, int, int]
@@ -25,19 +46,25 @@ class Embedded(NamedTuple):
 
 EMBEDDED = {
     "embedded:digits": Embedded(load_digits, (8, 8, 1), 10, "float32"),
-    # Every pixel survives float16, which keeps the shapes at 250 MB.
+    # float16 represents every pixel exactly, and keeps the shapes at 250 MB.
     "embedded:shapes": Embedded(load_shapes, (32, 32, 3), 16, "float16"),
 }
 EMBEDDED_NAMES = " or ".join(EMBEDDED)
 
-_BATCH = 1000  # images whose moments, 8 times their size, are in memory at a time
+_BATCH = 1000  # images encoded at a time; their moments take 8 times the memory of the images
 
 
 def ensure_embedded(name: str, folder: str | os.PathLike) -> str:
-    """Writes the embedded set `name`, "embedded:SET", at FOLDER/SET as latents of pixels, unless it
-    is there, and returns that path.
+    """Writes an embedded set as latents of codec "pixels", unless they exist already.
 
-    Several processes may call it at once; a killed call leaves nothing behind that opens.
+    Several processes may call this at once. A killed call leaves no readable data set behind.
+
+    Args:
+        name: "embedded:SET", a key of `EMBEDDED`.
+        folder: the directory to write to; the latents go to FOLDER/SET.
+
+    Returns:
+        The path FOLDER/SET.
 
     Raises:
         InputError: FOLDER/SET is something else, is damaged, or is not on a disk.
@@ -62,6 +89,6 @@ def ensure_embedded(name: str, folder: str | os.PathLike) -> str:
     try:
         write_latents(directory, spec, [batches])
     except Exception:
-        if not holds_latents(directory):  # else another process was faster, which is as good
+        if not holds_latents(directory):  # if it does, another process was faster
             raise
     return directory

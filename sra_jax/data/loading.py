@@ -1,4 +1,4 @@
-"""From numbered items, images or files of latents, to stacked batches, read ahead by threads."""
+"""Reads numbered items (images, files of latents) by threads and stacks them into batches."""
 
 import hashlib
 import zipfile
@@ -17,15 +17,15 @@ Result = TypeVar("Result")
 
 
 class BadItemError(Exception):
-    """An item that cannot be used; says why in one line, but not which one it is."""
+    """An item that cannot be used. The message is one line with the reason, without the name."""
 
 
 def why_unreadable(error: Exception) -> str:
-    """What `error` of `np.load`, or of reading an .npz, says about the file, in one line."""
+    """The reason, in one line, why `np.load` or reading an .npz failed with `error`."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    if "pickle" in text:  # numpy takes all that it does not know for that
+    if "pickle" in text:  # numpy takes every unknown format for a pickle
         return "it holds text or Python objects, not arrays of numbers"
     if isinstance(error, zipfile.BadZipFile) and "not a zip" in text:
         return "it is of another kind, or cut short"
@@ -37,12 +37,12 @@ class Loader:
     """Reads items and stacks their records.
 
     Attributes:
-        read: from an index to the item's records, arrays of one shape, and its label; raises
+        read: maps an index to the item's records, arrays of one shape, and its label; raises
             BadItemError. Several threads call it.
-        name: from an index to what a person calls the item.
-        batch_size: records a batch.
-        threads: how many read.
-        skip_bad: leave bad items out, rather than stop at the first.
+        name: maps an index to the item's name in messages.
+        batch_size: records in a batch, B.
+        threads: number of threads that read.
+        skip_bad: leave bad items out, instead of raising InputError.
     """
 
     read: Callable[[int], tuple[list[np.ndarray], int]]
@@ -52,19 +52,23 @@ class Loader:
     skip_bad: bool
 
     def batches(self, items: range, skipped: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Records `[B, ...]` and labels int32 `[B]` of `items`, in order; the last may be short.
+        """Yields records `[B, ...]` and labels int32 `[B]` of `items`, in order.
 
-        Adds the names of items left out, with the reason, to `skipped`.
+        The last batch may be short. The names of items left out, with the reason, are added to
+        `skipped`.
 
         Raises:
-            InputError: an item cannot be used; names it.
+            InputError: an item cannot be used.
         """
         records, labels = [], []
         with ThreadPoolExecutor(self.threads) as pool:
             loaded = map_ahead(pool, self._try_read, items, 2 * self.batch_size)
             for index, item in zip(items, loaded, strict=True):
                 if isinstance(item, BadItemError):
-                    skipped.append(self._skip(index, item))
+                    bad = f"{self.name(index)} ({item})"
+                    if not self.skip_bad:
+                        raise InputError(f"cannot use {bad}; mend or remove it, or pass --skip_bad")
+                    skipped.append(bad)
                     continue
                 records += item[0]
                 labels += [item[1]] * len(item[0])
@@ -79,17 +83,11 @@ class Loader:
         except BadItemError as error:
             return error
 
-    def _skip(self, index: int, error: BadItemError) -> str:
-        named = f"{self.name(index)} ({error})"
-        if not self.skip_bad:
-            raise InputError(f"cannot use {named}; mend or remove it, or pass --skip_bad")
-        return named
-
 
 def map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Yields `function(item)` in order, up to `ahead` of them computed by `pool` before asked."""
+    """Yields `function(item)` in order; `pool` computes up to `ahead` of them in advance."""
     pending = deque()
     try:
         for item in items:
@@ -104,7 +102,7 @@ def map_ahead(
 
 
 def digest(*parts: bytes) -> str:
-    """SHA-256 of `parts` in a row, in hex."""
+    """SHA-256 of the concatenated `parts`, in hex."""
     total = hashlib.sha256()
     for part in parts:
         total.update(part)
@@ -112,7 +110,7 @@ def digest(*parts: bytes) -> str:
 
 
 def _stack(records: list, labels: list, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Takes the first `count` off both lists."""
+    """Removes the first `count` from both lists and stacks them."""
     batch = np.stack(records[:count]), np.array(labels[:count], np.int32)
     del records[:count], labels[:count]
     return batch

@@ -1,19 +1,19 @@
-"""Latents that EDM2, REPA and the SRA authors' scripts have encoded, a file for each image.
+"""Imports latents encoded by the scripts of EDM2, REPA or the SRA authors, one file an image.
 
 A folder, often called `vae-sd`, holds `00000/img-mean-std-00000000.npy` and so on, each float32
 `[2c, h, w]`, mean then standard deviation of the posterior before scale and shift, and
 `dataset.json`: `{"labels": [["00000/img-mean-std-00000000.npy", 3], ...]}`, or null for no labels.
 
-REPA's and the SRA authors' scripts encode pixels in [-1, 1], as the VAE expects. EDM2's own
-(training/encoders.py) encodes pixels in [0, 1]; what is trained on such latents decodes to [0, 1]
-as well. The files look the same, so whoever imports them has to know.
+REPA's and the SRA authors' scripts encode pixels in [-1, 1], as the VAE expects. EDM2's own script
+(training/encoders.py) encodes pixels in [0, 1], and a model trained on such latents generates
+images that decode to [0, 1]. The files do not tell which script wrote them.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,17 +25,17 @@ from sra_jax.data.spec import MAX_CLASSES, LatentSpec
 
 NPY_PREFIX = "npy:"
 LABELS_FILE = "dataset.json"
-READERS = 8  # threads: with small files it is the disk's latency that counts
-BATCH = 256
+READERS = 8  # threads; small files are limited by the disk's latency
+BATCH = 256  # records
 
 
 class NpyLatents:
-    """The latents of a folder, as batches for `ShardedSet.write`.
+    """The latents in a folder, as a `Producer` of `sra_jax.jobs.encode`.
 
     Attributes:
-        spec: metadata of the data set to be; scale and shift are those of SD-VAE.
-        identity: differs between folders that list different files or labels.
-        records_per_item: one.
+        spec: metadata of the new data set; scale and shift are those of SD-VAE.
+        identity: a text that changes if the list of files or their labels change.
+        records_per_item: 1.
     """
 
     records_per_item = 1
@@ -44,12 +44,13 @@ class NpyLatents:
         """Lists `folder`.
 
         Args:
-            folder: what holds `dataset.json`.
-            dtype: to store, "float16" or "float32".
-            skip_bad: leave out files that cannot be read, rather than refuse them.
+            folder: the folder that holds `dataset.json`.
+            dtype: dtype of the stored moments, "float16" or "float32".
+            skip_bad: leave out files that cannot be read, instead of refusing them.
 
         Raises:
-            InputError: the folder or its `dataset.json` are not as they should be.
+            InputError: `dataset.json` cannot be read or lists other files, or the files do not
+                hold square moments.
         """
         self._folder = folder
         labels = _read_labels(folder)
@@ -76,29 +77,18 @@ class NpyLatents:
         return len(self._names)
 
     def batches(self, items: range, skipped: list[str]) -> Iterator[Batch]:
-        """Moments float32 `[B, h, w, 2c]` and labels `[B]` of the files `items`.
-
-        Adds the names of files left out to `skipped`.
-
-        Raises:
-            InputError: a file cannot be used; names it.
-        """
+        """See `Producer`: moments float32 `[B, h, w, 2c]` and labels `[B]` of the files `items`."""
         return self._loader.batches(items, skipped)
 
     def _first_shape(self) -> tuple[int, ...]:
-        """Shape of the first file that can be read, which all others must have."""
+        """The shape of the first file that can be read; all others must have the same."""
         for name in self._names:
-            try:
+            with contextlib.suppress(BadItemError):
                 shape = _load(self._folder / name).shape
-            except BadItemError:
-                continue
-            if len(shape) != 3 or shape[0] % 2 or shape[1] != shape[2]:
-                raise InputError(
-                    f"{self._folder / name} has shape {shape}, expected square moments [2c, h, h]: "
-                    "mean and standard deviation on the first axis"
-                )
-            return shape
-        raise InputError(f"none of the {len(self._names)} files in {self._folder} can be read")
+                if len(shape) == 3 and shape[0] % 2 == 0 and shape[1] == shape[2]:
+                    return shape
+                raise self._wrong_shape(name, shape, "square moments [2c, h, h]")
+        raise InputError(f"none of the {len(self._names)} .npy files in {self._folder} can be read")
 
     def _name(self, index: int) -> str:
         return str(self._folder / self._names[index])
@@ -106,11 +96,15 @@ class NpyLatents:
     def _read(self, index: int) -> tuple[list[np.ndarray], int]:
         moments = _load(self._folder / self._names[index])
         if moments.shape != self._shape:
-            raise InputError(
-                f"{self._name(index)} has shape {moments.shape}, the files before it "
-                f"{self._shape}; import each resolution from a folder of its own"
-            )
+            expected = f"{self._shape} as in the files before it"
+            raise self._wrong_shape(self._names[index], moments.shape, expected)
         return [moments.transpose(1, 2, 0)], int(self._labels[index])
+
+    def _wrong_shape(self, name: str, shape: tuple[int, ...], expected: str) -> InputError:
+        return InputError(
+            f"{self._folder / name} has shape {shape}, expected {expected}: mean, then standard "
+            "deviation on the first axis; import each resolution from its own folder"
+        )
 
 
 def _load(path: Path) -> np.ndarray:
@@ -127,45 +121,25 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _read_labels(folder: Path) -> dict[str, int]:
-    """Label of every .npy file in `folder`, by its name from there on."""
-    path = folder / LABELS_FILE
+    """The label of every .npy file in `folder`, by the file's name relative to it."""
+    path, found = folder / LABELS_FILE, set(_npy_names(folder))
     try:
         entries = json.loads(path.read_text())["labels"]
-        labels = None if entries is None else dict(entries)
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} holds no {LABELS_FILE}; name the folder that does, often called vae-sd"
-        ) from None
+        labels = dict.fromkeys(found, 0) if entries is None else dict(entries)
+        for name, label in labels.items():
+            if not isinstance(label, int) or not 0 <= label < MAX_CLASSES:
+                raise ValueError(f"label {label!r} of {name} is no integer below {MAX_CLASSES}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"cannot read {path} ({error!r}), expected {{'labels': [['NAME.npy', 3], ...]}}"
+            f"cannot read {path} ({error!r}), expected {{'labels': [['NAME.npy', 3], ...]}}; name "
+            "the folder that holds it, often called vae-sd"
         ) from error
-    found = set(_npy_names(folder))
-    if not found:
-        raise InputError(f"{folder} holds no .npy files; check the path")
-    if labels is None:
-        return dict.fromkeys(found, 0)
-    _check_labels(path, labels, found)
+    if differing := sorted(map(str, labels.keys() ^ found)):
+        raise InputError(
+            f"{path} lists other files than {folder} holds: {differing[0]}, and {len(differing)} "
+            "in all, are only in one of them; copy the folder again"
+        )
     return labels
-
-
-def _check_labels(path: Path, labels: dict[str, Any], found: set[str]) -> None:
-    if missing := sorted(labels.keys() - found):
-        raise InputError(
-            f"{path} lists {missing[0]}, and {len(missing)} in all, that are not there; copy the "
-            "folder again"
-        )
-    if unlisted := sorted(found - labels.keys()):
-        raise InputError(
-            f"{path} has no label for {unlisted[0]}, nor for {len(unlisted)} files in all; add or "
-            "move them"
-        )
-    for name, label in labels.items():
-        if not isinstance(label, int) or not 0 <= label < MAX_CLASSES:
-            raise InputError(
-                f"{path} has label {label!r} for {name}, expected an integer from 0 to "
-                f"{MAX_CLASSES - 1}; mend it"
-            )
 
 
 def _npy_names(folder: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""From a latent data set to batches on devices, in an order that (seed, step) alone decides."""
+"""Reads batches from a latent data set, in an order that only seed and step decide."""
 
 import collections
 import sys
@@ -14,7 +14,7 @@ from sra_jax.data.records import LatentSource
 Batch = dict[str, np.ndarray]
 Placed = TypeVar("Placed")
 
-# grain would hold 500 batches ready; a few hide the disk and cost megabytes, not gigabytes.
+# By default grain holds 500 batches ready; a few hide the disk and need less memory.
 _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
@@ -27,16 +27,16 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches from `start_step` on, reshuffled every epoch, read ahead by two threads.
 
-    The global batch of a step is a pure function of `seed` and the step, whatever the number of
-    processes; each reads its own `rows` of it. Epochs run on without a break: one batch may hold
-    the end of an epoch and the start of the next.
+    The global batch of a step is a pure function of `seed` and the step; it does not depend on the
+    number of processes, each of which reads its own `rows`. One batch may hold the end of an epoch
+    and the start of the next.
 
     Args:
         source: the records.
-        batch_size: of the global batch, B.
-        seed: of the order, in [0, 2**32).
+        batch_size: size of the global batch, B.
+        seed: seed of the order, in [0, 2**32).
         start_step: the step of the first batch.
-        rows: which rows of the global batch to read, b of them; all if not given.
+        rows: rows of the global batch to read, b of them; all if None.
 
     Returns:
         An iterator, with `close()`, over "moments" `[b, h, w, 2c]` and "labels" `[b]`.
@@ -64,15 +64,15 @@ def batches(
 def prefetch(
     iterator: Iterator[Batch], place: Callable[[Batch], Placed], depth: int = 2
 ) -> Iterator[Placed]:
-    """Yields `place(batch)` of every batch, `depth` of them placed ahead of the consumer.
+    """Yields `place(batch)` of every batch, and places `depth` batches in advance.
 
-    It needs no thread: grain's own read ahead, and jax returns from a transfer before it is done.
-    An error in the iterator reaches the consumer as it is; closing this closes the iterator too.
+    It needs no thread, because grain's threads read ahead and JAX transfers asynchronously. Errors
+    of the iterator reach the consumer unchanged. Closing this closes the iterator too.
 
     Args:
         iterator: host batches.
-        place: from a host batch to arrays on devices.
-        depth: how many placed batches to hold beside the one in use.
+        place: maps a host batch to arrays on devices.
+        depth: number of placed batches to hold beside the one in use.
     """
     placed = collections.deque()
     try:

@@ -1,8 +1,8 @@
-"""The latent record and its data set on disk: tensorflow-datasets and ArrayRecord, no TensorFlow.
+"""Latent data sets on disk, in the format of tensorflow-datasets (ArrayRecord); no TensorFlow.
 
 A record is `{"moments": [h, w, 2c], "label": int}`; the moments are mean and *standard deviation*
 of the posterior, concatenated on channels. `metadata.json` beside the records is the `LatentSpec`.
-Anyone reads the set with `tfds.builder_from_directory(directory).as_data_source(split="train")`.
+TFDS reads the set too: `tfds.builder_from_directory(directory).as_data_source(split="train")`.
 """
 
 import contextlib
@@ -13,8 +13,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,9 +32,9 @@ METADATA_FILE = "metadata.json"
 
 
 class LatentSource:
-    """Random access to the records of a latent data set; threads may share it.
+    """Random access to the records of a latent data set. `open_latents` makes it.
 
-    Made by `open_latents`.
+    Threads may share it.
     """
 
     def __init__(self, spec: LatentSpec, builder: tfds.core.DatasetBuilder):
@@ -50,7 +51,7 @@ class LatentSource:
         return [Path(path) for path in self._split.filepaths]
 
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Reads the records at `indices`, at least one, in one parallel request.
+        """Reads the records at `indices`, at least one of them, in one parallel request.
 
         Returns:
             "moments": `[B, h, w, 2c]` of the stored dtype; "labels": int32 `[B]`.
@@ -60,33 +61,32 @@ class LatentSource:
         """
         try:
             records = self._records.__getitems__(indices)
-        except RuntimeError as error:  # every failed checksum in the C++ reader
-            raise self._damage(indices) from error
+        except RuntimeError as error:  # the C++ reader found a wrong checksum
+            raise self._find_damage(indices) from error
         moments = np.empty((len(records), *self.spec.moments_shape), self.spec.dtype)
         labels = np.empty(len(records), np.int32)
-        # The features' own decoder takes ten times as long as all the rest.
+        # Parsed here, because TFDS's decoder takes ten times as long as all the rest.
         try:
             for row, record in enumerate(records):
                 feature = tf_example_pb2.Example.FromString(record).features.feature
                 stored = np.frombuffer(feature["moments"].bytes_list.value[0], self.spec.dtype)
                 moments[row] = stored.reshape(self.spec.moments_shape)
-                labels[row] = feature["label"].int64_list.value[0]
+                labels[row] = label = feature["label"].int64_list.value[0]
+                if not 0 <= label < self.spec.num_classes:
+                    raise ValueError(f"label {label} of {self.spec.num_classes}")
         except (DecodeError, IndexError, ValueError, OverflowError) as error:
-            raise self._foreign(indices[row], _first_part(error)) from error
-        if (outside := np.flatnonzero((labels < 0) | (labels >= self.spec.num_classes))).size:
-            row = outside[0]
-            raise self._foreign(indices[row], f"label {labels[row]} of {self.spec.num_classes}")
+            index = indices[row]
+            reason = f"record {index} is of another kind: {_first_part(error)}"
+            raise _damaged(self._file(index), reason) from error
         return {"moments": moments, "labels": labels}
-
-    def _foreign(self, index: int, reason: str) -> InputError:
-        return _damaged(self._file(index), f"record {index} is of another kind: {reason}")
 
     def _file(self, index: int) -> Path:
         """The record file that holds the record at `index`."""
         ends = np.cumsum(self._split.shard_lengths)
         return self.files[np.searchsorted(ends, index, side="right")]
 
-    def _damage(self, indices: Sequence[int]) -> InputError:
+    def _find_damage(self, indices: Sequence[int]) -> InputError:
+        """The error that names the damaged file among those that hold `indices`."""
         for index in indices:
             try:
                 self._records[index]
@@ -96,7 +96,7 @@ class LatentSource:
 
 
 def open_latents(directory: str | os.PathLike) -> LatentSource:
-    """Opens the latent data set at `directory`, every record file checked for completeness.
+    """Opens the latent data set at `directory`, after checking that every record file is complete.
 
     Raises:
         InputError: there is no such directory, it is not on a disk, it holds no records or records
@@ -111,17 +111,18 @@ def open_latents(directory: str | os.PathLike) -> LatentSource:
         shards = list(zip(split.filepaths, split.shard_lengths, strict=True))
     except Exception as error:  # of a dozen kinds, of parsers and of TFDS
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise _damaged_info(directory, "dataset_info.json or features.json", reason) from error
+        path = directory / "dataset_info.json or features.json"
+        raise _damaged(path, reason, directory) from error
     for path, length in shards:
         _check_shard(path, length)
     return LatentSource(spec, builder)
 
 
 def holds_latents(directory: str | os.PathLike) -> bool:
-    """Whether a latent data set, of whatever version, is at `directory`; reads no record.
+    """Whether `directory` holds a latent data set, of any version. Reads no record.
 
     Raises:
-        InputError: its metadata are damaged, or `directory` is no path on a disk.
+        InputError: its metadata are damaged, or `directory` is not on a disk.
     """
     return _metadata(_on_disk(directory)) is not None
 
@@ -129,12 +130,12 @@ def holds_latents(directory: str | os.PathLike) -> bool:
 def write_latents(
     directory: str | os.PathLike, spec: LatentSpec, shards: Sequence[Iterable[Batch]]
 ) -> LatentSpec:
-    """Writes a latent data set at `directory`, which appears there whole or not at all.
+    """Writes a latent data set at `directory`, atomically: it appears whole or not at all.
 
     Args:
         directory: a path that does not exist yet, or an empty directory.
-        spec: the metadata; `num_examples` and `class_counts` are counted here.
-        shards: for each record file, the batches that go into it: moments `[B, h, w, 2c]` before
+        spec: the metadata; the writer fills in the counts.
+        shards: for each record file, the batches to write to it: moments `[B, h, w, 2c]` before
             scale and shift, and labels `[B]`. Lazy iterables keep one batch in memory at a time.
 
     Returns:
@@ -145,8 +146,9 @@ def write_latents(
             is empty.
     """
     directory = _on_disk(directory)
+    taken = InputError(f"{directory} exists already; remove it or name another directory")
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        raise _taken(directory)
+        raise taken
     prefix = f".{directory.name}.incomplete-"
     scratch = directory.with_name(prefix + uuid.uuid4().hex)
     scratch.mkdir(parents=True)
@@ -155,10 +157,10 @@ def write_latents(
         try:
             scratch.rename(directory)
         except OSError as error:
-            raise _taken(directory) from error
+            raise taken from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    # Only now is it certain that nobody can still finish one of these.
+    # The set exists now, so no other writer can still finish one of these.
     for leftover in directory.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     return spec
@@ -173,28 +175,36 @@ def write_shard(path: Path, spec: LatentSpec, batches: Iterable[Batch]) -> np.nd
     """Writes one record file. The same batches make the same bytes.
 
     Returns:
-        How many records of each class it holds, int64 `[num_classes]`.
+        The number of records of each class, int64 `[num_classes]`.
 
     Raises:
         InputError: a batch does not fit the spec.
         OSError: the disk is full, or cannot be written to.
     """
     counts = np.zeros(spec.num_classes, np.int64)
-    with _open_writer(path) as write:
+    # One record a group, for random access. Not compressed, because latents are mostly noise.
+    options = "group_size:1,uncompressed"
+    writer = _on_file(array_record_module.ArrayRecordWriter, str(path), options)
+    try:
         for moments, labels in batches:
             moments = _checked(spec, moments, labels)
             for row, label in zip(moments, labels, strict=True):
-                write(_serialize(row, int(label)))
+                _on_file(writer.write, _serialize(row, int(label)))
             counts += np.bincount(labels, minlength=spec.num_classes)
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the first error is the one to report
+            writer.close()
+        raise
+    _on_file(writer.close)
     return counts
 
 
 def write_metadata(directory: Path, spec: LatentSpec, counts: np.ndarray) -> LatentSpec:
-    """Makes the record files in `directory`, all of them there, a data set.
+    """Writes the metadata that make the record files in `directory` a data set.
 
     Args:
-        directory: where they are.
-        spec: the metadata, to be completed with the counts and the tool's version.
+        directory: holds all the record files.
+        spec: the metadata; the counts and the tool's version are filled in here.
         counts: records of each class in each file, int64 `[files, num_classes]`.
 
     Returns:
@@ -223,10 +233,10 @@ def write_metadata(directory: Path, spec: LatentSpec, counts: np.ndarray) -> Lat
 
 
 def read_spec(directory: Path) -> LatentSpec:
-    """The metadata of the latent data set at `directory`; looks at no record.
+    """Reads the metadata of the latent data set at `directory`, and no record.
 
     Raises:
-        InputError: there is none, it is damaged, or a newer version wrote it.
+        InputError: there is no such set, it is damaged, or a newer version wrote it.
     """
     if not directory.is_dir():
         found = f"{directory} is a file" if directory.exists() else f"no directory {directory}"
@@ -234,12 +244,12 @@ def read_spec(directory: Path) -> LatentSpec:
     if not (directory / "dataset_info.json").is_file():
         raise InputError(
             f"{directory} is a directory that holds no data set, expected one of latents; write "
-            "it with sra_jax.cli.encode"
+            "it with sra-jax encode"
         )
     metadata = _metadata(directory)
     if metadata is None:
         raise InputError(
-            f"{directory} holds a data set, but not of latents; encode it with sra_jax.cli.encode"
+            f"{directory} holds a data set, but not of latents; encode it with sra-jax encode"
         )
     version = metadata["format_version"]
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -250,12 +260,11 @@ def read_spec(directory: Path) -> LatentSpec:
     try:
         return LatentSpec(**metadata)
     except (TypeError, InputError) as error:
-        reason = str(error).partition(";")[0]
-        raise _damaged_info(directory, METADATA_FILE, reason) from error
+        raise _damaged(directory / METADATA_FILE, _first_part(error), directory) from error
 
 
 def tool_version() -> str:
-    """Version of the installed sra_jax; "unknown" where it runs without being installed."""
+    """Version of the installed sra_jax; "unknown" if it is not installed."""
     installed = importlib.metadata.distributions(name="sra_jax")
     return next((distribution.version for distribution in installed), "unknown")
 
@@ -270,35 +279,16 @@ def _write_all(scratch: Path, spec: LatentSpec, shards: Sequence[Iterable[Batch]
     return write_metadata(scratch, spec, np.array(counts))
 
 
-@contextlib.contextmanager
-def _open_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Yields what appends a record to the new file at `path`; failures are OSErrors."""
+def _on_file(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls the C++ writer. Raises OSError if it fails."""
     try:
-        # One record a group, for random access; latents are noise, which no compressor shortens.
-        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-    except RuntimeError as error:
-        raise OSError(_first_part(error)) from error
-
-    def write(record: bytes) -> None:
-        try:
-            writer.write(record)
-        except RuntimeError as error:
-            raise OSError(_first_part(error)) from error
-
-    try:
-        yield write
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # said already, or of a file nobody wants
-            writer.close()
-        raise
-    try:
-        writer.close()
+        return call(*arguments)
     except RuntimeError as error:
         raise OSError(_first_part(error)) from error
 
 
 def _serialize(moments: np.ndarray, label: int) -> bytes:
-    """What the features' own encoder makes, a few times faster, in an order fixed for good."""
+    """The bytes of one record, as TFDS encodes it, but faster and in a fixed order of fields."""
     example = tf_example_pb2.Example()
     feature = example.features.feature
     feature["moments"].bytes_list.value.append(moments.tobytes())
@@ -315,7 +305,7 @@ def _features(spec: LatentSpec) -> tfds.features.FeaturesDict:
 
 
 def _checked(spec: LatentSpec, moments: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The moments in the stored dtype; raises InputError unless the batch fits the spec."""
+    """The moments in the stored dtype. Raises InputError if the batch does not fit the spec."""
     if moments.shape != (len(labels), *spec.moments_shape):
         raise InputError(
             f"moments of shape {moments.shape} for {len(labels)} labels, expected "
@@ -338,19 +328,18 @@ def _checked(spec: LatentSpec, moments: np.ndarray, labels: np.ndarray) -> np.nd
 
 
 def _metadata(directory: Path) -> dict | None:
-    """The metadata of the latent data set at `directory`; None where there is none.
+    """The metadata of the latent data set at `directory`; None if there is no such set.
 
-    Raises:
-        InputError: they are damaged.
+    Raises InputError: they are damaged.
     """
     try:
         metadata = json.loads((directory / METADATA_FILE).read_text())
     except IsADirectoryError as error:
-        raise _damaged_info(directory, METADATA_FILE, "a directory") from error
+        raise _damaged(directory / METADATA_FILE, "a directory", directory) from error
     except OSError:
         return None
     except ValueError as error:
-        raise _damaged_info(directory, METADATA_FILE, str(error)) from error
+        raise _damaged(directory / METADATA_FILE, str(error), directory) from error
     return metadata if isinstance(metadata, dict) and "format_version" in metadata else None
 
 
@@ -360,36 +349,29 @@ def _check_shard(path: os.PathLike, length: int) -> None:
         raise InputError(f"record file {path} is missing; copy it again or encode anew")
     reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
     found = reader.num_records()
-    if found != length:  # a file cut short has lost its index, and counts none
+    if found != length:  # a file cut short has lost its index, and counts 0 records
         raise _damaged(path, f"{found} readable records instead of {length}")
 
 
 def _first_part(error: Exception) -> str:
-    """What the C++ library says, in one line, without where in its files."""
+    """The message up to the first semicolon, in one line; C++ adds its own file names after it."""
     return " ".join(str(error).partition(";")[0].split())
 
 
-def _damaged(path: os.PathLike, reason: str) -> InputError:
-    return InputError(f"{path} is damaged ({reason}); copy it again or encode anew")
+def _damaged(path: os.PathLike, reason: str, remove: Path | None = None) -> InputError:
+    """The error for a damaged file.
 
-
-def _damaged_info(directory: Path, name: str, reason: str) -> InputError:
-    """Of what describes the set: it cannot be read then, nor another be written in its place."""
-    return InputError(
-        f"{directory / name} is damaged ({reason}); remove {directory}, and copy it again or "
-        "encode anew"
-    )
+    `remove` is the data set's directory if the set can be neither read nor overwritten.
+    """
+    advice = f"remove {remove}, and copy it again" if remove else "copy it again"
+    return InputError(f"{path} is damaged ({reason}); {advice} or encode anew")
 
 
 def _on_disk(directory: str | os.PathLike) -> Path:
-    """The path. Raises InputError for that of a bucket, which would be taken for a local folder."""
+    """The path. Raises InputError if it is in a bucket: it would be taken for a local folder."""
     if in_bucket(directory):
         raise InputError(
-            f"cannot use data at {directory}: data are read from a local or mounted disk: mount "
+            f"cannot use data at {directory}: expected a path on a local or mounted disk; mount "
             "the bucket, e.g. with gcsfuse, or copy it"
         )
     return Path(directory)
-
-
-def _taken(directory: Path) -> InputError:
-    return InputError(f"{directory} exists already; remove it or name another directory")

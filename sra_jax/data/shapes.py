@@ -1,7 +1,7 @@
-"""A labelled image set without an end, drawn by rule: textured shapes on a gradient, 32x32 RGB.
+"""Generates an endless set of labelled images: textured shapes on a gradient, 32x32 RGB.
 
-The class is a shape and a texture; colours, size, position, turn, the texture's scale and phase,
-and the background say nothing about it. Every image is a function of a seed and of its index.
+The class is the shape and the texture. Colours, size, position, rotation, scale and phase of the
+texture, and background are independent of it. Every image is a function of a seed and its index.
 """
 
 import numpy as np
@@ -10,10 +10,10 @@ SHAPES = ("disc", "square", "triangle", "cross")
 TEXTURES = ("plain", "stripes", "checks", "dots")
 NUM_CLASSES = len(SHAPES) * len(TEXTURES)  # class = shape * 4 + texture
 SIDE = 32
-TRAINING = 20_000  # images [0, 20000) of seed 0 are embedded:shapes; those after it are never in it
+TRAINING = 20_000  # images [0, 20000) of seed 0 are embedded:shapes; later ones are test images
 
 _CHUNK = 256  # images drawn at a time: their planes stay in the cache
-_DRAWS = 18  # uniform numbers that an image takes
+_DRAWS = 18  # uniform random numbers used by an image
 
 
 def load_shapes() -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +22,7 @@ def load_shapes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_shapes(start: int, stop: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Images `start` to `stop` - 1, N of them, of the set that `seed` begins.
+    """Generates images `start` to `stop` - 1, N of them, of seed `seed`.
 
     Returns:
         Images uint8 `[N, 32, 32, 3]` in [0, 255]; labels int32 `[N]`, the index modulo 16.
@@ -37,13 +37,13 @@ def draw_shapes(start: int, stop: int, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def class_name(label: int) -> str:
-    """What a person calls class `label`, as in "disc, stripes"."""
+    """The name of class `label`, e.g. "disc, stripes"."""
     shape, texture = divmod(label, len(TEXTURES))
     return f"{SHAPES[shape]}, {TEXTURES[texture]}"
 
 
 def _draw(labels: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Images [N, 32, 32, 3] of classes `labels` [N], all else told by `uniform` [N, 18]."""
+    """Images [N, 32, 32, 3] of classes `labels` [N]; `uniform` [N, 18] decides all else."""
     shape, texture = np.divmod(labels, len(TEXTURES))
     draw = iter(uniform.astype(np.float32).T[:, :, None, None])  # each [N, 1, 1]
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5
@@ -57,7 +57,7 @@ def _draw(labels: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         texture, *_turn(across, down, next(draw)), 5.5 + 2.5 * next(draw), next(draw), next(draw)
     )
 
-    # Of the texture's colours one is light, the other darker, and the background darker than both.
+    # The texture has a light and a darker colour; the background is darker than both.
     light = _colour(next(draw), 0.9 * next(draw), 0.75 + 0.25 * next(draw))
     dark = _colour(next(draw), 0.9 * next(draw), 0.3 + 0.2 * next(draw))
     near = _colour(next(draw), 0.8 * next(draw), 0.05)

@@ -1,12 +1,15 @@
-"""A latent data set written shard by shard, by several processes; a kill costs only begun shards.
+"""Writes a latent data set shard by shard, by several processes; a kill loses only begun shards.
 
-Until the set is whole it lies in `OUT.encoding` beside `OUT`, on a disk that every process sees:
+Until the set is complete it is in `OUT.encoding` beside `OUT`, on a disk that all processes share:
 
     plan.json     what is being written; a run that would write something else is refused
-    set/          the record files, which become `OUT` by one rename
-    reports/      for each finished record file its class counts, what was skipped, its SHA-256
+    set/          the record files; the directory becomes `OUT` by one rename
+    reports/      for each finished record file: class counts, skipped images, SHA-256
     partial/      files being written
-    failures/     for each process that failed, why: the others stop too
+    failures/     for each process that failed, its error; the other processes stop too
+
+The processes wait for each other by looking at these files, not in a barrier: so a process that
+fails can tell the others why.
 """
 
 import contextlib
@@ -18,12 +21,12 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from sra_jax.core.errors import InputError, RunError
-from sra_jax.core.files import atomic_write, disk_advice, disk_failures_told, in_bucket, lock
+from sra_jax.core.files import disk_advice, disk_failures_told, in_bucket, lock, atomic_write
 from sra_jax.core.tree import differences
 from sra_jax.data.records import (
     Batch,
@@ -36,29 +39,28 @@ from sra_jax.data.records import (
 )
 from sra_jax.data.spec import LatentSpec
 
-# Beside the moments, of one record: field names and label in it, and ArrayRecord's own header.
-RECORD_OVERHEAD = 160
+RECORD_OVERHEAD = 160  # bytes of a record beside its moments: names, label, ArrayRecord's header
 POLL_SECONDS = 1.0
 
 
 class ShardedSet:
-    """A data set in the making; every process has its own object for the same one.
+    """A data set that is being written. Every process has its own object for the same set.
 
-    In order: `is_whole`, then inside `claimed` one `begin`, a `write` for each shard that is left,
-    `await_all`, and by one process `finish` and `clean`.
+    Order of calls: `is_whole`; inside `locked`: `begin`, and `write` for each shard that is left.
+    Then one process calls `await_all`, `finish` and `clean`, the others call `await_finish`.
     """
 
     def __init__(self, out: str | os.PathLike, spec: LatentSpec, num_shards: int, inputs: str):
-        """Touches nothing yet.
+        """Makes the object; touches no file.
 
         Args:
-            out: where the set is to be.
-            spec: its metadata, but for what the writer fills in.
-            num_shards: of how many record files it consists.
-            inputs: identity of what is encoded; a run goes on only where it is the same.
+            out: directory of the finished set.
+            spec: its metadata, without what the writer fills in.
+            num_shards: number of record files.
+            inputs: identity of what is encoded; a run resumes only if it is unchanged.
 
         Raises:
-            InputError: `out` is no path on a disk.
+            InputError: `out` is not on a disk.
         """
         if in_bucket(out):
             raise InputError(f"cannot write to {out}; write to a disk and copy the folder there")
@@ -88,16 +90,25 @@ class ShardedSet:
         return True
 
     @contextlib.contextmanager
-    def claimed(self, process: int) -> Iterator[None]:
-        """Keeps a second run with the same process number out while entered; tells the other
-        processes of an error that leaves it.
+    def locked(self, process: int) -> Iterator[None]:
+        """Locks the set for this process, and reports an error raised inside to the others.
 
         Raises:
-            InputError: there is one, or the disk cannot be written to.
+            InputError: another run with the same process number has locked it, or the disk cannot
+                be written to.
         """
-        with self._lock(process):
-            failures = self.scratch / "failures"
-            if process == 0:  # which no other outruns: they meet before the first shard
+        in_use = f"is writing {self.out}; wait for it, stop it, or choose another --out"
+        try:
+            for name in ("set", "reports", "partial", "failures"):
+                (self.scratch / name).mkdir(parents=True, exist_ok=True)
+            held = lock(self.scratch / f"lock-{process}", in_use)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.scratch}: {error.strerror}; {disk_advice(error)}"
+            ) from None
+        failures = self.scratch / "failures"
+        with held:
+            if process == 0:  # before others look: all processes meet before the first shard
                 for old in failures.iterdir():
                     old.unlink(missing_ok=True)
             try:
@@ -108,19 +119,19 @@ class ShardedSet:
                 raise
 
     def begin(self, own: Iterable[int]) -> list[int]:
-        """Which of the shards `own` are still to be written; damaged ones are among them.
+        """The shards of `own` that are still to be written, damaged ones included.
 
         Raises:
-            InputError: what was begun here is another set, or damaged; names what differs.
+            InputError: another set was begun here, or its plan is damaged; names what differs.
         """
         self._settle_plan()
         return [index for index in own if not self._is_sound(index)]
 
     def check_space(self, record_count: int) -> str:
-        """One line on the disk space that the set, of at most `record_count` records, needs.
+        """Describes in one line the disk space that a set of `record_count` records needs.
 
         Raises:
-            InputError: it is not there.
+            InputError: the disk has less.
         """
         total = record_count * record_bytes(self._spec)
         written = sum(path.stat().st_size for path in (self.scratch / "set").iterdir())
@@ -133,7 +144,12 @@ class ShardedSet:
         return f"{_say_bytes(total)}, {_say_bytes(written)} of it written; {_say_bytes(free)} free"
 
     def write(self, index: int, batches: Iterable[Batch], skipped: list[str]) -> None:
-        """Writes one shard. `skipped` is what `batches`, once exhausted, have left out.
+        """Writes one shard.
+
+        Args:
+            index: of the shard.
+            batches: its records.
+            skipped: names of the images left out, complete once `batches` are exhausted.
 
         Raises:
             InputError: a batch does not fit the spec.
@@ -147,13 +163,9 @@ class ShardedSet:
             report = {"class_counts": counts.tolist(), "skipped": skipped, "sha256": digest}
             _write_json(self._report(index), report)
 
-    def finished(self) -> int:
-        """How many shards, of all processes, are finished."""
-        return sum(self._report(index).exists() for index in range(self.num_shards))
-
     def check_others(self) -> None:
         """Raises RunError if a process has failed."""
-        with contextlib.suppress(FileNotFoundError):  # finished and cleaned up
+        with contextlib.suppress(FileNotFoundError):  # the set is finished and cleaned up
             for failure in (self.scratch / "failures").iterdir():
                 raise RunError(
                     f"process {failure.name} ended: {failure.read_text()}; {self._progress()}: "
@@ -161,22 +173,20 @@ class ShardedSet:
                 )
 
     def await_all(self) -> None:
-        """Returns when the shards of all processes are finished, or raises RunError likewise."""
-        while self.finished() < self.num_shards and not holds_latents(self.out):
-            self.check_others()
-            time.sleep(POLL_SECONDS)
+        """Waits until all shards of all processes are finished. Raises RunError if one fails."""
+        while self._finished() < self.num_shards and not holds_latents(self.out):
+            self._wait()
 
     def await_finish(self) -> None:
-        """Returns when another process has finished the set, or raises RunError likewise."""
+        """Waits until another process has finished the set. Raises RunError if one fails."""
         while not holds_latents(self.out):
-            self.check_others()
-            time.sleep(POLL_SECONDS)
+            self._wait()
 
     def finish(self) -> LatentSpec:
-        """Makes the set out of its finished shards; it appears whole at `out`, by one rename.
+        """Makes the set from its finished shards. It appears at `out` by one rename.
 
         Returns:
-            Its spec.
+            The spec as stored.
 
         Raises:
             InputError: all images were skipped.
@@ -194,19 +204,8 @@ class ShardedSet:
         return spec
 
     def clean(self) -> None:
-        """Removes what the finished set has left beside it."""
+        """Removes the scratch directory of a finished set."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-
-    def _lock(self, process: int) -> BinaryIO:
-        in_use = f"is writing {self.out}; wait for it, stop it, or choose another --out"
-        try:
-            for name in ("set", "reports", "partial", "failures"):
-                (self.scratch / name).mkdir(parents=True, exist_ok=True)
-            return lock(self.scratch / f"lock-{process}", in_use)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self.scratch}: {error.strerror}; {disk_advice(error)}"
-            ) from None
 
     def _settle_plan(self) -> None:
         path = self.scratch / "plan.json"
@@ -229,11 +228,19 @@ class ShardedSet:
                 "finish that one, remove it, or choose another --out"
             )
 
+    def _wait(self) -> None:
+        self.check_others()
+        time.sleep(POLL_SECONDS)
+
+    def _finished(self) -> int:
+        """The number of finished shards, of all processes."""
+        return sum(self._report(index).exists() for index in range(self.num_shards))
+
     def _progress(self) -> str:
-        return f"{self.finished()} of {self.num_shards} shards are safe in {self.scratch}"
+        return f"{self._finished()} of {self.num_shards} shards are safe in {self.scratch}"
 
     def _is_sound(self, index: int) -> bool:
-        """Whether a shard is finished and as it was written; if not, nobody is told that it is."""
+        """Whether a shard is finished and unchanged. If it is not, removes its report."""
         try:
             report = json.loads(self._report(index).read_text())
             if _sha256_on_disk(self._shard(index)) == report["sha256"]:
@@ -251,25 +258,25 @@ class ShardedSet:
 
 
 def record_bytes(spec: LatentSpec) -> int:
-    """Bytes on disk of one record, rounded up."""
+    """Bytes on disk of one record, at most."""
     return int(np.prod(spec.moments_shape)) * np.dtype(spec.dtype).itemsize + RECORD_OVERHEAD
 
 
 def _recipe(spec: LatentSpec) -> dict[str, Any]:
-    """What decides the contents, as JSON gives it back."""
+    """The fields of `spec` that decide the contents, as JSON returns them."""
     counted = ("num_examples", "class_counts", "skipped")
     fields = dataclasses.asdict(spec)
     return json.loads(json.dumps({k: v for k, v in fields.items() if k not in counted}))
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """All of it or nothing, under that name, even if several processes do it at once."""
+    """Writes `value` atomically, even if several processes write `path` at once."""
     with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(value))
 
 
 def _sha256_on_disk(path: Path) -> str:
-    """Digest of a file, which is on disk, not only in memory, when this returns."""
+    """SHA-256 of a file, after flushing the file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

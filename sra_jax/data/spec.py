@@ -1,20 +1,57 @@
-"""The metadata of a latent data set. Light to import: no data library is needed to know a shape."""
+"""The metadata of a latent data set. Importing this needs no data library."""
 
 import dataclasses
 import math
 import reprlib
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
 from sra_jax.core.errors import InputError, expect_one_of
 
 FORMAT_VERSION = 2  # 1 lacks the fields from `source` on; both are read
-MAX_CLASSES = 10**6  # every class is counted in memory, and one wrong label would ask for billions
+MAX_CLASSES = 10**6  # records are counted by class, so a damaged label must not ask for gigabytes
+
+Test = Callable[[Any], bool]
+
+
+def _integer(lowest: int, highest: float = math.inf) -> Test:
+    return lambda value: type(value) is int and lowest <= value <= highest  # a bool is no integer
+
+
+def _kind(kind: type) -> Test:
+    return lambda value: isinstance(value, kind)
+
+
+def _list(test: Test, length: int | None = None) -> Test:
+    def fits(value: Any) -> bool:
+        is_list = isinstance(value, list | tuple) and length in (None, len(value))
+        return is_list and all(map(test, value))
+
+    return fits
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# Fields, the test of their values, and what a value is expected to be.
+_CHECKS = (
+    ("scale shift", _is_number, "a finite number"),
+    ("resolution image_channels format_version", _integer(1), "an integer of at least 1"),
+    ("num_examples", _integer(0), "an integer of at least 0"),
+    ("num_classes", _integer(1, MAX_CLASSES), f"an integer from 1 to {MAX_CLASSES}"),
+    ("latent_shape", _list(_integer(1), 3), "three integers of at least 1"),
+    ("class_counts", _list(_integer(0)), "a list of integers of at least 0"),
+    ("skipped", _list(_kind(str)), "a list of names"),
+    ("codec source weights crop tool_version", _kind(str), "a text"),
+    ("flips", _kind(bool), "true or false"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpec:
-    """What a latent data set holds; its metadata.
+    """Metadata of a latent data set.
 
     Attributes:
         codec: name of the codec that made the latents.
@@ -23,20 +60,21 @@ class LatentSpec:
         resolution: side of the square images, in pixels.
         image_channels: channels of the images.
         num_classes: labels lie in [0, num_classes).
-        dtype: of the stored moments, "float16" or "float32".
-        num_examples: records in the set; the writer fills it in.
-        class_counts: records of each class, `num_classes` of them; the writer fills it in.
-        format_version: of the layout on disk.
-        source: what was encoded, as the user named it; like all that follows, empty if unknown.
+        dtype: dtype of the stored moments, "float16" or "float32".
+        num_examples: number of records; the writer fills it in.
+        class_counts: number of records of each class, `[num_classes]`; the writer fills it in.
+        format_version: version of the layout on disk.
+        source: what was encoded, as the user named it. This and all fields below are empty if
+            unknown.
         weights: fingerprint of the codec's weights.
-        crop: how images became squares; "adm" is that of `crop.center_crop`.
-        flips: whether every image is there twice, the second time mirrored, as a record of its own.
-            A reader then has nothing to choose: an epoch visits both.
-        skipped: images left out because they could not be used, each with the reason.
-        tool_version: of sra_jax, when it wrote the set; the writer fills it in.
+        crop: how images were cropped to squares; "adm" is `crop.center_crop`.
+        flips: whether a mirrored copy of every image is stored as a further record, so that an
+            epoch visits both.
+        skipped: images that were left out because they could not be used, each with the reason.
+        tool_version: version of sra_jax that wrote the set; the writer fills it in.
 
     Raises:
-        InputError: `dtype` is neither of the two, or a field is not of its kind.
+        InputError: `dtype` is neither of the two, or a field is of another kind.
     """
 
     codec: str
@@ -59,37 +97,15 @@ class LatentSpec:
 
     def __post_init__(self):
         expect_one_of("dtype of stored moments", self.dtype, ("float16", "float32"))
-        self._check_fields()
-        for field in ("latent_shape", "class_counts", "skipped"):  # JSON returns them as lists
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-
-    def _check_fields(self) -> None:
-        for name in ("scale", "shift"):
-            value = getattr(self, name)
-            fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-            self._expect(fits, name, "a finite number")
-        for name in ("resolution", "image_channels", "format_version"):
-            self._expect(_is_integer(getattr(self, name), 1), name, "an integer of at least 1")
-        self._expect(_is_integer(self.num_examples, 0), "num_examples", "an integer of at least 0")
-        fits = _is_integer(self.num_classes, 1) and self.num_classes <= MAX_CLASSES
-        self._expect(fits, "num_classes", f"an integer from 1 to {MAX_CLASSES}")
-        fits = _is_list(self.latent_shape) and len(self.latent_shape) == 3
-        fits = fits and all(_is_integer(side, 1) for side in self.latent_shape)
-        self._expect(fits, "latent_shape", "three integers of at least 1")
-        fits = _is_list(self.class_counts) and all(_is_integer(n, 0) for n in self.class_counts)
-        self._expect(fits, "class_counts", "a list of integers of at least 0")
-        fits = _is_list(self.skipped) and all(isinstance(name, str) for name in self.skipped)
-        self._expect(fits, "skipped", "a list of names")
-        for name in ("codec", "source", "weights", "crop", "tool_version"):
-            self._expect(isinstance(getattr(self, name), str), name, "a text")
-        self._expect(isinstance(self.flips, bool), "flips", "true or false")
-
-    def _expect(self, fits: bool, name: str, expected: str) -> None:
-        if not fits:
-            value = reprlib.repr(getattr(self, name))
-            raise InputError(
-                f"{name} of the data is {value}, expected {expected}; check where they come from"
-            )
+        for names, fits, expected in _CHECKS:
+            for name in names.split():
+                if not fits(value := getattr(self, name)):
+                    raise InputError(
+                        f"{name} of the data is {reprlib.repr(value)}, expected {expected}; check "
+                        "where they come from"
+                    )
+        for name in ("latent_shape", "class_counts", "skipped"):  # JSON returns them as lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def moments_shape(self) -> tuple[int, int, int]:
@@ -98,16 +114,8 @@ class LatentSpec:
         return height, width, 2 * channels
 
 
-def _is_integer(value: Any, lowest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
-
-
 def describe(spec: LatentSpec) -> str:
-    """One line for a log: what the set holds, and how evenly over the classes."""
+    """Describes in one line what the set holds and how balanced its classes are."""
     shape = "x".join(map(str, spec.latent_shape))
     counts = spec.class_counts
     parts = [

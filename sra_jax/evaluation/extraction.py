@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sra_jax.core.progress import Progress
-from sra_jax.data.image_sets import CHUNK, ImageSet, batches
+from sra_jax.data.images import CHUNK, ImageSet, batches
 from sra_jax.evaluation.inception import Features
 
 PER_DEVICE = 64

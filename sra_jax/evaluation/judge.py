@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sra_jax.core.errors import InputError
-from sra_jax.data.image_sets import ArrayImages, ImageSet, load_labelled
+from sra_jax.data.images import ArrayImages, ImageSet, load_labelled
 from sra_jax.evaluation.classifier import train_classifier
 from sra_jax.evaluation.extraction import Network, extract
 from sra_jax.evaluation.inception import Inception

@@ -16,7 +16,7 @@ import numpy as np
 
 from sra_jax.core.errors import InputError
 from sra_jax.core.files import atomic_write
-from sra_jax.data.image_sets import BROKEN, IMAGES, ImageSet, NpzImages, describe_size, open_images
+from sra_jax.data.images import BROKEN, IMAGES, ImageSet, NpzImages, describe_size, open_images
 from sra_jax.data.loading import why_unreadable
 from sra_jax.evaluation.extraction import Network, extract
 from sra_jax.evaluation.inception import POOL_WIDTH, SPATIAL_WIDTH
@@ -118,7 +118,7 @@ def _array_names(path: str) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
+    except BROKEN:
         return set()
 
 

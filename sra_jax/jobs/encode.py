@@ -1,4 +1,4 @@
-"""From images, or latents of other people's making, to a latent data set."""
+"""Encodes images, or imports latents that other scripts encoded, into a latent data set."""
 
 import dataclasses
 import logging
@@ -17,7 +17,7 @@ from sra_jax.codecs import Codec, SDVAECodec, codec_from_name
 from sra_jax.core.errors import InputError
 from sra_jax.core.progress import Progress
 from sra_jax.data.crop import center_crop
-from sra_jax.data.image_sources import Source, open_source
+from sra_jax.data.images import LabelledImages, open_labelled_images
 from sra_jax.data.loading import Loader, map_ahead
 from sra_jax.data.npy_import import NPY_PREFIX, NpyLatents
 from sra_jax.data.records import Batch, read_spec
@@ -28,8 +28,8 @@ from sra_jax.jobs.requests import EncodeRequest
 DEFAULT_RESOLUTION = 256
 MAX_RESOLUTION = 8192
 
-# What one device encodes at a time: as many pixels as fit into 16 GB, on a CPU as do not take
-# minutes, and in no more images than pays.
+# One device encodes at a time at most IMAGES_AT_ONCE images (more are not faster), and at most so
+# many pixels: they fit into 16 GB, and on a CPU they do not take minutes.
 PIXELS_AT_ONCE = 2**21
 PIXELS_AT_ONCE_ON_CPU = 2**18
 IMAGES_AT_ONCE = 32
@@ -38,12 +38,12 @@ _log = logging.getLogger(__name__)
 
 
 class Producer(Protocol):
-    """Numbered items that give latent records.
+    """Makes latent records from numbered items.
 
     Attributes:
-        spec: metadata of the data set to be.
-        identity: differs between producers whose items differ.
-        records_per_item: how many, at most, each item gives.
+        spec: metadata of the new data set.
+        identity: a text that changes if the items change.
+        records_per_item: the most records that one item gives.
     """
 
     spec: LatentSpec
@@ -51,29 +51,32 @@ class Producer(Protocol):
     records_per_item: int
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """The number of items."""
 
     def batches(self, items: range, skipped: list[str]) -> Iterator[Batch]:
-        """Moments `[B, h, w, 2c]` and labels `[B]` of `items`; names those left out."""
+        """Yields moments `[B, h, w, 2c]` and labels `[B]` of `items`.
+
+        The names of items left out, with the reason, are added to `skipped`. Raises InputError.
+        """
 
 
 def encode(request: EncodeRequest) -> None:
-    """Writes the data set asked for, or goes on writing it, together with the other processes.
+    """Writes the data set of `request`, or resumes writing it, together with the other processes.
 
     Raises:
-      InputError: something about the request, the source or the disk is wrong.
-      RunError: the disk is full or fails.
+        InputError: something about the request, the source or the disk is wrong.
+        RunError: the disk is full or fails, or another process has failed.
     """
     job = EncodingJob(request.out, open_producer(request), request.shard_bytes)
     _run(job, jax.process_index(), jax.process_count())
 
 
 def open_producer(request: EncodeRequest) -> Producer:
-    """What gives the records that `request` asks for.
+    """Opens what makes the records of `request`.
 
     Raises:
-      InputError: there is no such source, codec or weights, or they do not fit together; or the
-        data set would be written into its own source.
+        InputError: there is no such source, codec or weights, they do not fit together, or the
+            data set would be written into its own source.
     """
     _check_out(request)
     if request.resolution is not None and not 1 <= request.resolution <= MAX_RESOLUTION:
@@ -82,9 +85,9 @@ def open_producer(request: EncodeRequest) -> Producer:
             f"the codec's downsampling; give --resolution={DEFAULT_RESOLUTION}, say"
         )
     if not request.source.startswith(NPY_PREFIX):
-        source = open_source(request.source, request.data_dir)
+        images = open_labelled_images(request.source, request.data_dir)
         codec = codec_from_name(request.codec or SDVAECodec.name, vae=request.vae)
-        return ImageLatents(source, codec, request)
+        return ImageLatents(images, codec, request)
     for name in ("vae", "resolution", "flip", "data_dir"):
         if (given := getattr(request, name)) is not None and given is not False:
             raise InputError(f"--{name} is for images, but {request.source} is encoded already")
@@ -95,15 +98,15 @@ def open_producer(request: EncodeRequest) -> Producer:
 
 
 class ImageLatents:
-    """Images, cropped and encoded on all devices of this process, as a `Producer`."""
+    """Crops images and encodes them on all devices of this process: a `Producer`."""
 
-    def __init__(self, source: Source, codec: Codec, request: EncodeRequest):
-        """Tries the codec out. Raises InputError if it does not take the resolution asked for."""
-        self._source, self._flip = source, request.flip
+    def __init__(self, images: LabelledImages, codec: Codec, request: EncodeRequest):
+        """Compiles the encoder. Raises InputError if it does not take the resolution."""
+        self._images, self._flip = images, request.flip
         self._resolution = _check_resolution(request.resolution, codec)
         self._encoder = DeviceEncoder(codec, self._resolution)
         self.records_per_item = 2 if request.flip else 1
-        self.identity = source.identity
+        self.identity = images.identity
         height, width, channels = self._encoder.moments_shape
         self.spec = LatentSpec(
             codec=codec.name,
@@ -112,7 +115,7 @@ class ImageLatents:
             latent_shape=(height, width, channels // 2),
             resolution=self._resolution,
             image_channels=3,
-            num_classes=source.num_classes,
+            num_classes=images.num_classes,
             dtype=request.dtype,
             source=request.source,
             weights=codec.fingerprint if isinstance(codec, SDVAECodec) else "",
@@ -121,23 +124,23 @@ class ImageLatents:
         )
         self._loader = Loader(
             read=self._read,
-            name=source.name,
+            name=images.name_of,
             batch_size=self._encoder.batch_size,
             threads=os.cpu_count() or 1,
             skip_bad=request.skip_bad,
         )
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._images.count
 
     def batches(self, items: range, skipped: list[str]) -> Iterator[Batch]:
         """See `Producer`. The mirrored image follows the image itself."""
-        with ThreadPoolExecutor(1) as pool:  # encodes while the last batch is being written
+        with ThreadPoolExecutor(1) as pool:  # encodes while the batch before is being written
             loaded = self._loader.batches(items, skipped)
             yield from map_ahead(pool, self._encode, loaded, ahead=1)
 
     def _read(self, index: int) -> tuple[list[np.ndarray], int]:
-        image, label = self._source.read(index)
+        image, label = self._images.read(index)
         pixels = center_crop(image, self._resolution)
         return ([pixels, pixels[:, ::-1]] if self._flip else [pixels]), label
 
@@ -147,19 +150,19 @@ class ImageLatents:
 
 
 class DeviceEncoder:
-    """A codec's encoder over all devices of this process, always with batches of one size.
+    """A codec's encoder over all devices of this process, compiled for one batch size.
 
     Attributes:
-        batch_size: images at a time, B.
-        moments_shape: of one image, `(h, w, 2c)`.
+        batch_size: images in a batch, B.
+        moments_shape: shape of one image's moments, `(h, w, 2c)`.
     """
 
     def __init__(self, codec: Codec, resolution: int):
-        """Compiles, by encoding black images. Raises InputError if the codec does not take them."""
+        """Compiles by encoding black images. Raises InputError if the codec does not take them."""
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("data",))
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        if isinstance(codec, SDVAECodec):  # else every call would copy the weights to all devices
+        if isinstance(codec, SDVAECodec):  # or every call would copy the weights to all devices
             copied = NamedSharding(mesh, PartitionSpec())
             codec = dataclasses.replace(codec, params=jax.device_put(codec.params, copied))
         self._codec = codec
@@ -178,10 +181,10 @@ class DeviceEncoder:
 
 
 class EncodingJob:
-    """The shards of a data set, and which items go into each."""
+    """Divides a producer's items into the shards of a data set, and writes them."""
 
     def __init__(self, out: str, producer: Producer, shard_bytes: int):
-        """Cuts the items into shards of about `shard_bytes`. Touches no file."""
+        """Divides the items into shards of about `shard_bytes`. Touches no file."""
         item_bytes = producer.records_per_item * record_bytes(producer.spec)
         self.producer = producer
         self._items_per_shard = max(shard_bytes // item_bytes, 1)
@@ -194,30 +197,35 @@ class EncodingJob:
         return range(first, min(first + self._items_per_shard, len(self.producer)))
 
     def begin(self, process: int, count: int) -> list[int]:
-        """The shards that process `process` of `count` has still to write. Raises InputError."""
+        """The shards that process `process` of `count` must still write. Raises InputError."""
         left = self.shards.begin(range(process, self.shards.num_shards, count))
         records = len(self.producer) * self.producer.records_per_item
         _log.info("disk     %s", self.shards.check_space(records))
         return left
 
     def write(self, shards: list[int]) -> None:
-        """Writes `shards`, telling how far it is. Raises InputError and RunError."""
+        """Writes `shards` and logs the progress. Raises InputError and RunError."""
         progress = Progress("encoding", sum(len(self.items(shard)) for shard in shards), "images")
         for shard in shards:
             self.shards.check_others()
             items, skipped = self.items(shard), []
             batches = self.producer.batches(items, skipped)
-            counted = _counted(batches, self.producer.records_per_item, progress)
-            self.shards.write(shard, counted, skipped)
+            self.shards.write(shard, self._counted(batches, progress), skipped)
             for name in skipped:
                 _log.warning("skipped  %s", name)
+
+    def _counted(self, batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
+        """The same batches; each is added to `progress` once it is written."""
+        for batch in batches:
+            yield batch
+            progress.add(len(batch[1]) / self.producer.records_per_item)
 
 
 def _run(job: EncodingJob, process: int, count: int) -> None:
     shards = job.shards
     if not shards.is_whole():
-        with shards.claimed(process):
-            if not shards.is_whole():  # which another run may have made it meanwhile
+        with shards.locked(process):
+            if not shards.is_whole():  # another run may have finished it meanwhile
                 _write_and_finish(job, process, count)
     if process == 0:
         shards.clean()
@@ -228,8 +236,8 @@ def _run(job: EncodingJob, process: int, count: int) -> None:
 def _write_and_finish(job: EncodingJob, process: int, count: int) -> None:
     shards = job.shards
     left = job.begin(process, count)
-    # From here on, a shard that is said to be finished is.
-    multihost_utils.sync_global_devices("sra_jax.cli.encode: shards checked")
+    # After this barrier every report of a finished shard is true: damaged ones are removed.
+    multihost_utils.sync_global_devices("sra-jax encode: shards checked")
     _log.info(
         "images   %s in %s shards, %s of this process to write",
         f"{len(job.producer):,}",
@@ -237,15 +245,15 @@ def _write_and_finish(job: EncodingJob, process: int, count: int) -> None:
         len(left),
     )
     job.write(left)
-    shards.await_all()
     if process == 0:
+        shards.await_all()
         shards.finish()
     else:
         shards.await_finish()
 
 
 def _check_out(request: EncodeRequest) -> None:
-    """Raises InputError if what is written would be found among what is read."""
+    """Raises InputError if `out` is inside the folder that is read."""
     source = request.source.removeprefix(NPY_PREFIX)
     if not os.path.isdir(source):
         return
@@ -257,7 +265,7 @@ def _check_out(request: EncodeRequest) -> None:
 
 
 def _check_resolution(resolution: int | None, codec: Codec) -> int:
-    """The resolution, or its default. Raises InputError if the codec cannot take it."""
+    """The resolution, or the default. Raises InputError if the codec cannot take it."""
     resolution = DEFAULT_RESOLUTION if resolution is None else resolution
     if resolution % codec.downsampling:
         raise InputError(
@@ -265,12 +273,3 @@ def _check_resolution(resolution: int | None, codec: Codec) -> int:
             f"{MAX_RESOLUTION}; give --resolution={DEFAULT_RESOLUTION}, say"
         )
     return resolution
-
-
-def _counted(
-    batches: Iterator[Batch], records_per_item: int, progress: Progress
-) -> Iterator[Batch]:
-    """The same batches."""
-    for batch in batches:
-        yield batch
-        progress.add(len(batch[1]) / records_per_item)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sra_jax.core.errors import InputError, expect_one_of
 from sra_jax.core.files import writable_file
-from sra_jax.data.image_sets import ImageSet, load_labelled, open_images
+from sra_jax.data.images import ImageSet, load_labelled, open_images
 from sra_jax.evaluation import history
 from sra_jax.evaluation.inception_weights import HOW_TO_FETCH
 from sra_jax.evaluation.judge import (

@@ -97,12 +97,12 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """What to encode; None leaves codec (sd_vae) and resolution (256) to their defaults.
+    """What to encode; codec is sd_vae and resolution is 256 if None.
 
-    `shard_bytes` is the size of a record file, and of what a kill loses.
+    `shard_bytes` is the size of a record file; a kill loses at most one of each process.
     """
 
-    source: str = _flag("Where the images, or latents, come from; see above.")
+    source: str = _flag("The images, or latents, to read; see above.")
     out: str = _flag("Directory of the data set to write.")
     codec: str | None = _flag("sd_vae (the default) or pixels.", None)
     vae: str | None = _flag("Folder of the VAE's weights, for sd_vae.", None)
@@ -111,10 +111,10 @@ class EncodeRequest:
         "to 8192; 256 if not given.",
         None,
     )
-    flip: bool = _flag("Store each image mirrored too, as a further record.", False)
+    flip: bool = _flag("Store a mirrored copy of each image too, as a further record.", False)
     skip_bad: bool = _flag("Leave bad images out, and list them.", False)
-    dtype: str = _flag("Of the stored latents: float16 or float32.", "float16")
-    data_dir: str | None = _flag("Of TFDS, for tfds:NAME.", None)
+    dtype: str = _flag("Dtype of the stored latents: float16 or float32.", "float16")
+    data_dir: str | None = _flag("Directory of TFDS, for tfds:NAME.", None)
     shard_bytes: int = 2**28
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sra_jax.core.errors import InputError
-from sra_jax.data.image_sets import in_colour
+from sra_jax.data.images import in_colour
 from sra_jax.sampling.images import MAX_DRAWN, Drawing
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from sra_jax.codecs import PixelCodec
 from sra_jax.config.schema import Experiment
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import load_digits
 from sra_jax.training.optimizer import make_optimizer
 from sra_jax.training.state import init_state
 from sra_jax.training.step import Objective, StepConfig, draw_example

@@ -4,13 +4,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from sra_jax.codecs import codec_from_name
 from sra_jax.core.errors import InputError
-from sra_jax.data.digits import load_digits
-from sra_jax.data.embedded import EMBEDDED, ensure_embedded
-from sra_jax.data.image_sets import open_images
-from sra_jax.data.image_sources import open_source
+from sra_jax.data.embedded import EMBEDDED, ensure_embedded, load_digits
+from sra_jax.data.images import open_images, open_labelled_images
 from sra_jax.data.records import open_latents
 from sra_jax.data.shapes import draw_shapes
 
@@ -48,7 +47,7 @@ def test_images_come_back_from_the_data_set(tmp_path, name):
 @pytest.mark.parametrize("name", SETS)
 def test_the_same_images_are_encoded(name):
     images, labels = SETS[name](18)
-    picture, label = open_source(name).read(17)
+    picture, label = open_labelled_images(name).read(17)
     assert label == labels[17]
     np.testing.assert_array_equal(np.asarray(picture)[..., : images.shape[3]], images[17])
 
@@ -58,6 +57,16 @@ def test_the_same_images_are_measured(name):
     images, _ = SETS[name](8)
     chunk = next(iter(open_images(name).chunks(0, 8)))
     np.testing.assert_array_equal(chunk[..., : images.shape[3]], images)
+
+
+def test_digits_are_those_of_scikit_learn():
+    images, labels = load_digits()
+    original = datasets.load_digits()
+    assert images.shape == (1797, 8, 8, 1) and images.dtype == np.uint8
+    assert labels.shape == (1797,) and labels.dtype == np.int32
+    assert images.min() == 0 and images.max() == 255
+    np.testing.assert_allclose(images[..., 0], original.images * 255 / 16, atol=0.5)
+    np.testing.assert_array_equal(labels, original.target)
 
 
 def test_ensuring_twice_writes_once(tmp_path):

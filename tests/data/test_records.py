@@ -190,7 +190,7 @@ def test_the_same_batches_make_the_same_bytes_in_every_process(written, tmp_path
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_latents import SPEC, make_batch
+from test_records import SPEC, make_batch
 from sra_jax.data.records import write_shard
 write_shard(Path(sys.argv[1]), SPEC, [make_batch(50)])
 """
@@ -234,7 +234,7 @@ def test_a_batch_that_does_not_fit_leaves_nothing(tmp_path, spoil, message):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
-from test_latents import SPEC, make_batch
+from test_records import SPEC, make_batch
 from sra_jax.data.records import write_latents
 
 def batches():

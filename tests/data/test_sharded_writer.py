@@ -27,7 +27,7 @@ def make(out, spec=SPEC, inputs="same"):
 
 def write(shards, own=range(SHARDS), process=0):
     """What one process does, but for finishing; returns what it has written."""
-    with shards.claimed(process):
+    with shards.locked(process):
         left = shards.begin(own)
         for index in left:
             shards.write(index, batches(index), skipped=[])
@@ -134,7 +134,7 @@ def test_another_set_is_not_mixed_with_one_begun(tmp_path, changes, message):
 
 def test_a_second_run_is_kept_out(tmp_path):
     shards = make(tmp_path / "set")
-    with shards.claimed(0):
+    with shards.locked(0):
         with pytest.raises(InputError, match="is writing"):
             write(make(tmp_path / "set"))
         write(make(tmp_path / "set"), own=[1], process=1)
@@ -145,7 +145,7 @@ def test_a_process_that_fails_tells_the_others(tmp_path):
     (tmp_path / "set").mkdir()  # empty, which is no set
     first, second = make(tmp_path / "set"), make(tmp_path / "set")
     write(first, own=[0, 1])
-    with pytest.raises(InputError), second.claimed(1):
+    with pytest.raises(InputError), second.locked(1):
         raise InputError("the cat ate image 7")
     with pytest.raises(RunError, match=r"process 1 ended: the cat ate image 7; 2 of 4 shards"):
         first.await_all()
@@ -162,7 +162,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
 def test_a_batch_that_does_not_fit_loses_only_its_shard(tmp_path):
     shards = make(tmp_path / "set")
     write(shards, own=[0, 1])
-    with shards.claimed(0), pytest.raises(InputError, match="moments of shape"):
+    with shards.locked(0), pytest.raises(InputError, match="moments of shape"):
         shards.write(2, [(np.zeros((3, 1, 1, 4)), np.zeros(3, int))], skipped=[])
     assert list((shards.scratch / "partial").iterdir()) == []
     assert write(shards) == [2, 3]
@@ -177,7 +177,7 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path, expected, m
         raise OSError(28, "No space left on device")
 
     patched = {"writing": "write_shard", "closing": "_sha256_on_disk", "reporting": "_write_json"}
-    with monkeypatch.context() as patch, shards.claimed(0):
+    with monkeypatch.context() as patch, shards.locked(0):
         patch.setattr(f"sra_jax.data.sharded_writer.{patched[when]}", full)
         with pytest.raises(RunError, match="No space left on device; 2 of 4 shards are safe"):
             shards.write(2, batches(2), skipped=[])
@@ -189,7 +189,7 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path, expected, m
 
 def test_too_little_space_is_refused_beforehand(tmp_path, monkeypatch):
     shards = make(tmp_path / "set")
-    with shards.claimed(0):
+    with shards.locked(0):
         shards.begin(range(SHARDS))
         assert "free" in shards.check_space(1000)
         usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
@@ -203,7 +203,7 @@ def test_too_little_space_is_refused_beforehand(tmp_path, monkeypatch):
 def test_the_estimate_is_close(tmp_path):
     shards = make(tmp_path / "set", dataclasses.replace(SPEC, latent_shape=(32, 32, 4)))
     moments, labels = np.ones((1000, 32, 32, 8)), np.zeros(1000, int)
-    with shards.claimed(0):
+    with shards.locked(0):
         shards.write(0, [(moments, labels)], skipped=[])
     size = (shards.scratch / "set" / shard_name(0, SHARDS)).stat().st_size
     assert 0.99 * size < 1000 * record_bytes(shards._spec) < 1.01 * size
@@ -211,7 +211,7 @@ def test_the_estimate_is_close(tmp_path):
 
 def test_skipped_images_are_listed_in_order_and_may_be_a_whole_shard(tmp_path):
     shards = make(tmp_path / "set")
-    with shards.claimed(0):
+    with shards.locked(0):
         for index in shards.begin(range(SHARDS)):
             found = [] if index == 1 else batches(index)
             shards.write(index, found, skipped=[f"image {index}"])
@@ -224,7 +224,7 @@ def test_skipped_images_are_listed_in_order_and_may_be_a_whole_shard(tmp_path):
 
 def test_nothing_but_skipped_images_is_no_set(tmp_path):
     shards = make(tmp_path / "set")
-    with shards.claimed(0):
+    with shards.locked(0):
         for index in shards.begin(range(SHARDS)):
             shards.write(index, [], skipped=[f"image {index}"])
     with pytest.raises(InputError, match="all 4 images were skipped, the first: image 0"):

@@ -8,7 +8,7 @@ import pytest
 from tiny import hurry_classifier
 
 from sra_jax.core.errors import InputError
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import load_digits
 from sra_jax.evaluation.classifier import ConvNet, train_classifier
 from sra_jax.jobs.evaluate import EvaluateRequest, evaluate
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import load_digits
 from sra_jax.evaluation.pixels import classify, pixel_report
 
 SOME = 500  # digits, where not all of them are needed

@@ -97,7 +97,7 @@ def test_hosts_share_the_work(tree, tmp_path, hosts):
     for host in range(hosts):
         producer = open_producer(jobs)
         job = EncodingJob(jobs.out, producer, jobs.shard_bytes)
-        with job.shards.claimed(host):
+        with job.shards.locked(host):
             left = job.begin(host, hosts)
             assert left == list(range(host, job.shards.num_shards, hosts)) and left
             job.write(left)
@@ -201,7 +201,7 @@ def test_bad_requests_are_answered_in_one_line_and_touch_nothing(forks, tree, tm
     out = tmp_path / "set"
     good = {"source": tree[0], "out": out, "codec": "pixels", "resolution": SIDE}
     for changes, message in (
-        ({"source": "nowhere"}, "no source 'nowhere', expected tfds:NAME, a folder"),
+        ({"source": "nowhere"}, "no file or folder nowhere, expected tfds:NAME, a folder"),
         ({"codec": "pixel"}, "did you mean 'pixels'?"),
         ({"codec": "sd_vae"}, "codec sd_vae needs its weights"),
         ({"vae": "somewhere"}, "codec pixels has no weights"),

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import hurry_classifier
 
 from sra_jax.core.errors import InputError
-from sra_jax.data.image_sets import ArrayImages
+from sra_jax.data.images import ArrayImages
 from sra_jax.evaluation import extraction, judge, reference
 from sra_jax.evaluation import metrics as suite
 from sra_jax.evaluation.inception import Features

@@ -16,8 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.core.errors import InputError, RunError
 from sra_jax.core.files import locked
-from sra_jax.data.digits import load_digits
-from sra_jax.data.embedded import EMBEDDED
+from sra_jax.data.embedded import EMBEDDED, load_digits
 from sra_jax.jobs.probe import ProbeRequest, probe
 from sra_jax.probing import survey
 from sra_jax.run import directory as workdirs
@@ -152,7 +151,7 @@ def test_features_that_are_not_finite_end_the_probe(copied):
 def test_two_probes_do_not_write_to_one_place(copied):
     with (
         locked(copied / "probe"),
-        pytest.raises(InputError, match=r"writes to .*probe; wait .* --out"),
+        pytest.raises(InputError, match=r"another process writes to .*probe; wait .* --out"),
     ):
         probe(ProbeRequest(str(copied)))
 

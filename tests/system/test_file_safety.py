@@ -11,8 +11,7 @@ import torch
 from commands import Forks, digits
 
 from sra_jax.core.errors import InputError
-from sra_jax.data.image_sets import open_images
-from sra_jax.data.image_sources import open_source
+from sra_jax.data.images import open_images, open_labelled_images
 from sra_jax.data.npy_import import NpyLatents
 from sra_jax.evaluation.inception_weights import load_inception
 from sra_jax.evaluation.reference import open_reference
@@ -102,7 +101,7 @@ def test_a_pickle_in_a_file_is_refused_and_not_run(tmp_path):
         path = tmp_path / f"{number}.npz"
         np.savez(path, **arrays)
         refused = 0
-        for read in (open_source, open_images, lambda name: open_reference(name, ["fid"])):
+        for read in (open_labelled_images, open_images, lambda name: open_reference(name, ["fid"])):
             try:
                 read(str(path))
             except InputError:
@@ -132,7 +131,7 @@ def test_members_that_name_other_places_write_nothing(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("../escaped.npy", b"x")
         archive.writestr(f"{tmp_path}/absolute.npy", b"x")
-    assert len(open_source(str(path))) == 2 and open_images(str(path)).count == 2
+    assert open_labelled_images(str(path)).count == 2 and open_images(str(path)).count == 2
     open_reference(str(path), ["fid"])
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file.npz", "inside"]
 
