@@ -23,7 +23,7 @@ from sra_jax.models import DiffusionTransformer
 from sra_jax.run import directory as workdirs
 from sra_jax.sampling.grid import MAX_IMAGES, save_grid
 from sra_jax.sampling.images import CHUNK, MAX_DRAWN, Drawing
-from sra_jax.sampling.part_store import PartStore, share
+from sra_jax.sampling.part_store import PartStore
 from sra_jax.sampling.sampler import choose_labels, make_sampler
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _draw(drawing: Drawing, params: Any, parts: PartStore) -> None:
     if len(missing) < count:
         _log.info("%s of %s chunks are there already", count - len(missing), count)
     # Shared out first: what is missing changes while the others draw.
-    mine = share(range(count), jax.process_index(), jax.process_count())
+    mine = range(count)[jax.process_index() :: jax.process_count()]
     mine = [number for number in mine if number in missing]
     progress = Progress("samples", len(mine) * drawing.chunk, "images")
     drawn = drawing.images(params, mine, jax.local_devices())

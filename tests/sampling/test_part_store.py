@@ -63,7 +63,7 @@ def test_a_part_of_another_form_is_drawn_again(out):
 
 def test_one_process_at_a_time_draws(out):
     store = PartStore(out, REQUEST)
-    refusal(InputError, "another process draws into .*out.npz.parts; wait", PartStore, out, REQUEST)
+    refusal(InputError, "another process samples into .*out.npz.parts; wait", PartStore, out, REQUEST)
     PartStore(out, REQUEST, alone=False)  # one of those that draw together
     store.save(0, draw(0))
     del store  # as the end of a process does
@@ -74,7 +74,7 @@ def test_parts_of_another_request_are_refused(out):
     PartStore(out, REQUEST)
     for _ in range(2):  # a refusal leaves no lock behind
         other = REQUEST | {"seed": 1}
-        refusal(InputError, r"request \(seed was 0, is 1\); repeat", PartStore, out, other)
+        refusal(InputError, r"request \(seed was 0, is 1\); choose", PartStore, out, other)
     PartStore(out, REQUEST)
 
 
@@ -86,9 +86,9 @@ def test_finished_images_are_replaced_by_the_same_request_alone(out):
     before = out.read_bytes()
     assert json.loads(np.load(out)["request.json"]) == REQUEST
     for change, told in (({"seed": 1}, "seed was 0, is 1"), ({"num": 4}, "num was 10, is 4")):
-        refusal(InputError, f"out.npz holds .*{told}", PartStore, out, REQUEST | change)
+        refusal(InputError, f"out.npz does not belong to this request .*{told}", PartStore, out, REQUEST | change)
     np.savez(out, arr_0=draw(0))  # somebody else's
-    refusal(InputError, "does not draw; choose another --out", PartStore, out, REQUEST)
+    refusal(InputError, "does not belong to this request; choose another --out", PartStore, out, REQUEST)
     out.write_bytes(before[:-9])
     refusal(InputError, "or remove it", PartStore, out, REQUEST)
     assert [path.name for path in out.parent.iterdir()] == ["out.npz"]

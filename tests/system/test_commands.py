@@ -241,7 +241,7 @@ def test_samples_are_written_and_measured(forks, finished, tmp_path):
         "--checkpoint=3": "(step was 6, is 3)",
     }.items():
         refused = forks.run("sample", [*request, f"--out={out}", change])
-        assert_refused(refused, f"{out} holds what this request does not draw", told)
+        assert_refused(refused, f"{out} does not belong to this request", told)
 
     older = tmp_path / "older.npz"
     result = forks.run(
