@@ -30,12 +30,12 @@ from typing import NamedTuple
 
 import jax
 from published_models import alignment, transformer
-from sra_jax.pods.slices import SLICES
 from timing import print_table
 
 from sra_jax.distributed.hardware import CHIPS, GIB, Chip
 from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
 from sra_jax.pods.forecast import EFFICIENCY, Roofline, make_roofline
+from sra_jax.pods.slices import SLICES
 from sra_jax.training.flops import step_flops
 
 MODEL, BATCH = "XL/2", 256

@@ -1,15 +1,15 @@
-"""Draws images from a trained run, with its EMA weights unless asked otherwise.
+"""Samples images from a trained run, with its EMA weights unless asked otherwise.
 
-What is not given (solver, steps, guidance) is as the run's config says.
+Solver, steps and guidance are those of the run's config unless given.
 
   python -m sra_jax sample --workdir=runs/digits --out=samples.npz --grid=samples.png --num=100
   python -m sra_jax sample --workdir=runs/xl --out=samples.npz --num=64 --labels=207,360 \\
       --solver=heun --solver_steps=50 --guidance=1.8 --guidance_interval=0,0.7
 
 The .npz holds `arr_0`, uint8 [N, H, W, C], as the ADM evaluation suite reads it, `labels`, int32
-[N], and request.json, what they were drawn by. Chunks are kept in OUT.parts until all are done: the
-same command goes on after a kill. A finished OUT is drawn again by the same request of the same
-checkpoint; any other is refused.
+[N], and request.json, the settings of these samples. Chunks are kept in OUT.parts until all are
+done, so the same command resumes after a kill. A finished OUT is sampled again if request and
+checkpoint are the same; otherwise the command refuses.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def define_flags() -> Sequence[str]:
 
 def main() -> None:
     """Samples as the flags say."""
-    from sra_jax.jobs.sample import sample  # takes seconds: only once signals are handled
+    from sra_jax.jobs.sample import sample  # takes seconds; signals are handled first
 
     app.join_processes()
     sample(app.read_request(SampleRequest))

@@ -16,6 +16,7 @@ from sra_jax.config.build import build, check_names
 from sra_jax.config.methods import load_method_files, read_methods
 from sra_jax.core.errors import InputError, expect_one_of
 from sra_jax.distributed.mesh import MeshConfig, batch_sharding
+from sra_jax.evaluation.names import check_features
 from sra_jax.methods import Method
 from sra_jax.models import DiT, DiTConfig, LatentLayout
 from sra_jax.processes import PROCESSES, Process
@@ -83,7 +84,7 @@ class TrainConfig(StepSettings):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the run's samples are drawn unless asked otherwise. `steps` is a number, for DiT perhaps
+    """How the run's images are sampled unless asked otherwise. `steps` is a number, for DiT perhaps
     "10,20"; `guidance_channels` leading channels are guided, 0 meaning all."""
 
     solver: str
@@ -104,8 +105,8 @@ class EvaluationConfig:
     """What a run shows of itself: intervals are in steps, 0 is never.
 
     A grid of samples every `grid_every`; every `fid_every`, the FID of `fid_images` samples against
-    `reference`, on the features of Inception (weights in the file `inception`) or of a "probe", a
-    small classifier. `vae` is the folder of the VAE's weights, for latents of codec sd_vae.
+    `reference`. `features` are those of "inception" (weights in the file `inception`) or of a small
+    "classifier". `vae` is the folder of the VAE's weights, for latents of codec sd_vae.
     """
 
     grid_every: int = 0
@@ -117,7 +118,7 @@ class EvaluationConfig:
     vae: str = ""
 
     def __post_init__(self):
-        expect_one_of("evaluation.features", self.features, ("inception", "probe"))
+        check_features("evaluation.features", self.features)
         for name, lowest in {"grid_every": 0, "fid_every": 0, "fid_images": 2}.items():
             if getattr(self, name) < lowest:
                 never = " (0 is never)" if lowest == 0 else ""

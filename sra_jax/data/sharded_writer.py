@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from sra_jax.core.errors import InputError, RunError
-from sra_jax.core.files import disk_advice, disk_failures_told, in_bucket, lock, atomic_write
+from sra_jax.core.files import atomic_write, disk_advice, disk_failures_told, in_bucket, lock
 from sra_jax.core.tree import differences
 from sra_jax.data.records import (
     Batch,

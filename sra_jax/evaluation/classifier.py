@@ -1,7 +1,7 @@
-"""A small classifier, trained on a data set itself, in whose features small sets are compared.
+"""A small classifier, trained on the reference itself, whose features replace Inception's.
 
-It stands where Inception means nothing, as for digits of 8x8 pixels. What is measured with it
-compares models on one data set, and with nothing that was published.
+It serves data sets for which Inception means nothing, such as digits of 8x8 pixels. Its numbers
+compare models on one data set; they do not compare with published numbers.
 """
 
 import logging
@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 class ConvNet(nn.Module):
     """Images [B, H, W, C] with values in [0, 255], H = W >= 4 -> `Features`.
 
-    3x3 convolutions, halving until 4x4 is left. `pool` is [B, 64], their mean over space; `spatial`
-    [B, 4, 4, 7] the first channels before it; the logits are [B, num_classes].
+    3x3 convolutions with stride 2 until 4x4 is left. `pool` [B, 64] is the mean over space of the
+    last layer, `spatial` [B, 4, 4, 7] its first channels; the logits are [B, num_classes].
     """
 
     num_classes: int
@@ -60,7 +60,7 @@ class Classifier(NamedTuple):
     params: Any
 
     def predict(self, images: np.ndarray, batch: int = 512) -> np.ndarray:
-        """The classes int32 [N] that it finds in `images` uint8 [N, H, W, C]."""
+        """Predicted classes int32 [N] of `images` uint8 [N, H, W, C]."""
         chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
         parts = [_predict(self.network, self.params, chunk) for chunk in chunks]
         return np.concatenate([np.asarray(part, np.int32) for part in parts])
@@ -69,10 +69,10 @@ class Classifier(NamedTuple):
 def train_classifier(
     images: np.ndarray, labels: np.ndarray, num_classes: int, steps: int | None = None
 ) -> Classifier:
-    """A `ConvNet` that has learnt `labels` int [N] of `images` uint8 [N, H, W, C].
+    """Trains a `ConvNet` to predict `labels` int [N] of `images` uint8 [N, H, W, C].
 
-    AdamW, learning rate 2e-3 on a cosine; `steps` of 64 images, 1000 or ten epochs if not given,
-    whichever is more. The same on the same machine.
+    AdamW, learning rate 2e-3 with cosine decay, batches of 64 images. `steps` is 1000 or ten
+    epochs, whichever is more, if not given. The result is the same on the same machine.
 
     Raises:
       InputError: the images are smaller than 4x4 or not square.
@@ -81,7 +81,7 @@ def train_classifier(
     if height != width or height < 4:
         raise InputError(
             f"cannot train a classifier on images of {height}x{width}, expected squares of 4 or "
-            "more; compare by --inception=FILE"
+            "more; measure with features=inception"
         )
     steps = steps or max(STEPS, EPOCHS * len(images) // BATCH)
     network = ConvNet(num_classes)
@@ -109,7 +109,7 @@ def _convolve(width: int, stride: int) -> nn.Module:
 
 
 def _step(network, optimizer, params, opt_state, key, images, labels):
-    """One step on random images."""
+    """One train step on a random batch."""
 
     def loss(params, x, y):
         logits = network.apply({"params": params}, x).logits

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Network(NamedTuple):
-    """Gives the features of images uint8 [B, H, W, 3]."""
+    """A feature extractor of images uint8 [B, H, W, 3], and its parameters."""
 
     module: nn.Module
     params: Any
@@ -33,9 +33,9 @@ def extract(
 ) -> Iterator[Features]:
     """Yields the features of this process's part of the images, numpy arrays, a batch at a time.
 
-    The parts of the processes, one after the other, are all images in order. Each of `devices`
-    takes an equal part of each batch, 64 images or fewer; the next batch is read while they work.
-    Logs the rate and the time left every five seconds.
+    The parts of all processes, joined in order, are all images. Each of `devices` computes an equal
+    part of a batch, at most 64 images, while the next batch is read. Logs the rate and the time
+    left every five seconds.
     """
     first, last = _part(images.count)
     if first == last:
@@ -46,7 +46,7 @@ def extract(
     batch_size = len(devices) * min(PER_DEVICE, math.ceil((last - first) / len(devices)))
     progress, running = Progress(images.name, last - first, "images"), deque()
     for batch in batches(images.chunks(first, last), batch_size):
-        filled = np.resize(batch, (batch_size, *batch.shape[1:]))  # the last by repetition
+        filled = np.resize(batch, (batch_size, *batch.shape[1:]))  # repeats images of the last
         features = _apply(network.module, params, jax.device_put(filled, split))
         running.append((features, len(batch)))
         if len(running) > 1:
@@ -61,8 +61,8 @@ def _apply(module: nn.Module, params: Any, images: jax.Array) -> Features:
 
 
 def _part(count: int) -> tuple[int, int]:
-    """The images from, and to, which are this process's: whole chunks, so that none is drawn by two
-    processes."""
+    """First and last (exclusive) image of this process: whole chunks, so that no two processes
+    sample the same chunk."""
     chunks, processes = math.ceil(count / CHUNK), jax.process_count()
     bounds = [CHUNK * (chunks * i // processes) for i in range(processes)] + [count]
     return bounds[jax.process_index()], bounds[jax.process_index() + 1]

@@ -1,4 +1,4 @@
-"""What a run's checkpoints were found to be worth: WORKDIR/evaluation.jsonl, one line each."""
+"""The evaluation history of a run: WORKDIR/evaluation.jsonl, one line of JSON a measurement."""
 
 import json
 import logging
@@ -9,11 +9,11 @@ import jax
 from etils import epath
 
 from sra_jax.core.files import atomic_write
-from sra_jax.evaluation.judge import label
+from sra_jax.evaluation.names import current_record, label
 
 FILE = "evaluation.jsonl"
-RANKED_BY = ("fid", "probe_fid")
-# Records that are alike in these can be compared with each other.
+RANKED_BY = ("fid", "classifier_fid")
+# Records with the same values of these fields can be compared with each other.
 SETTING = ("features", "reference", "images")
 
 Record = dict[str, Any]
@@ -24,9 +24,8 @@ _log = logging.getLogger(__name__)
 def record(
     workdir: epath.Path, step: int, setting: Record, numbers: Mapping[str, float], writer: Any
 ) -> None:
-    """Keeps the numbers of `step`, found in this `setting`; logs them, also to `writer` (clu's).
-
-    In a run of several processes the first one does.
+    """Appends the numbers of `step`, measured in this `setting`, and logs them, also to `writer`
+    (clu's interface). Only the first process of a run does anything.
     """
     if jax.process_index() > 0:
         return
@@ -42,7 +41,7 @@ def record(
 
 
 def read(workdir: epath.Path) -> list[Record]:
-    """All records, the oldest first; lines that are none are passed over."""
+    """All records, the oldest first. Skips damaged lines; names of version 0.1 become today's."""
     path = workdir / FILE
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -51,7 +50,7 @@ def read(workdir: epath.Path) -> list[Record]:
         except ValueError:
             continue
         if isinstance(found, dict) and isinstance(found.get("step"), int):
-            records.append(found)
+            records.append(current_record(found))
     return records
 
 
@@ -61,7 +60,7 @@ def alike(a: Record, b: Record) -> bool:
 
 
 def best_step(workdir: epath.Path) -> int | None:
-    """The step of the lowest FID, among the records measured as the last one was."""
+    """The step of the lowest FID among the records in the setting of the last one, if any."""
     ranked = [(found, name) for found in read(workdir) for name in RANKED_BY if name in found]
     if not ranked:
         return None

@@ -1,10 +1,10 @@
 """The Inception-v3 that FID is defined by: the TensorFlow graph of 2015-12-05, in Flax.
 
-FID, sFID and Inception Score are numbers about this one network, and not about Inception-v3 at
-large. It differs from the usual ones (Szegedy et al. 2016) in that images are enlarged as in
-TensorFlow 1, average pools do not count their padding, the last block takes a maximum where the
-others take an average, and there are 1008 classes. Modules are named as in the PyTorch port whose
-weights it reads; `inception_weights` does that. Batch normalisation is part of the convolutions.
+FID, sFID and Inception Score are defined by this one network, not by Inception-v3 in general. It
+differs from the usual one (Szegedy et al. 2016) in four ways: images are enlarged as in TensorFlow
+1, average pools do not count their padding, the last block has a maximum pool in place of the
+average, and there are 1008 classes. Modules are named as in the PyTorch port, whose weights
+`inception_weights` reads. Batch normalisation is folded into the convolutions.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ EXACT = jax.lax.Precision.HIGHEST  # else accelerators multiply float32 in fewer
 
 
 class Features(NamedTuple):
-    """What the metrics are made of, float32.
+    """The outputs that the metrics are computed from, float32.
 
     `pool` [B, 2048]: the last average pool (FID, precision, recall). `spatial` [B, 17, 17, 7]: the
     first channels of the graph's mixed_6/conv, after its ReLU (sFID). `logits` [B, 1008], and
@@ -152,7 +152,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """[B, 8, 8, C] -> [B, 8, 8, 2048]; `pool` is what its pooling branch takes of 3x3."""
+    """[B, 8, 8, C] -> [B, 8, 8, 2048]; `pool` pools 3x3 in its last branch."""
 
     pool: Callable[[jax.Array], jax.Array]
 
@@ -173,8 +173,8 @@ class BlockE(nn.Module):
 def resize(images: jax.Array, size: int) -> jax.Array:
     """Images [B, H, W, C] -> [B, size, size, C], bilinear as TensorFlow 1 does it.
 
-    Output pixel i is read at i * H / size: corners are not aligned, pixels have no centres half a
-    step in, and nothing is smoothed when it becomes smaller.
+    Output pixel i is read at i * H / size: corners are not aligned, pixel centres are not half a
+    step in, and there is no antialiasing.
     """
     for axis in (2, 1):
         images = _resize_axis(images, axis, size)

@@ -1,40 +1,45 @@
-"""Reference statistics: in files of ADM's and of our own, or measured from images.
+"""References: files of statistics, of ADM's form or our own, and sets of images.
 
-A file is an .npz with `mu` [2048] and `sigma` [2048, 2048] of the pool features, `mu_s` [2023] and
-`sigma_s` [2023, 2023] of the spatial ones. ADM's files hold `arr_0` beside them, images for
-precision and recall; ours hold `points` [N, 2048], the pool features of such images, and
+A file of statistics is an .npz with `mu` [2048] and `sigma` [2048, 2048] of the pool features, and
+`mu_s` [2023] and `sigma_s` [2023, 2023] of the spatial ones. ADM's files also hold `arr_0`, images
+for precision and recall; ours hold `points` [N, 2048], the pool features of such images, and
 `resolution` [2].
 """
 
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from sra_jax.core.errors import InputError
 from sra_jax.core.files import atomic_write
-from sra_jax.data.images import BROKEN, IMAGES, ImageSet, NpzImages, describe_size, open_images
+from sra_jax.data.images import (
+    BROKEN,
+    IMAGES,
+    ArrayImages,
+    ImageSet,
+    NpzImages,
+    describe_size,
+    load_labelled,
+    open_images,
+)
 from sra_jax.data.loading import why_unreadable
-from sra_jax.evaluation.extraction import Network, extract
 from sra_jax.evaluation.inception import POOL_WIDTH, SPATIAL_WIDTH
-from sra_jax.evaluation.metrics import Summary, summarise
-from sra_jax.evaluation.statistics import Gaussian
+from sra_jax.evaluation.statistics import Gaussian, Summary
 
 POINTS = "points"
 RESOLUTION = "resolution"
 POOL_NAMES = ("mu", "sigma")
 SPATIAL_NAMES = ("mu_s", "sigma_s")
-NEEDS = {"fid": "pool", "sfid": "spatial", "pr": "points"}  # of a reference
 
 
 class Reference(NamedTuple):
-    """What a set of samples is compared with.
+    """The real images, or their statistics, that samples are compared with.
 
-    `images` are what is not in `summary` yet is to be measured from; None where nothing is left.
-    `resolution` is None where a file of statistics does not tell it.
+    Statistics that `summary` lacks are to be measured from `images`, which is None if it lacks
+    none. `resolution` is None if a file of statistics does not hold it.
     """
 
     name: str
@@ -73,9 +78,25 @@ def open_reference(path: str, metrics: Collection[str]) -> Reference:
     )
 
 
+def open_labelled_reference(path: str) -> tuple[Reference, np.ndarray]:
+    """The images at `path`, an .npz or an embedded set, and their labels [N].
+
+    Raises:
+      InputError: see `load_labelled`; or all images are of one class.
+    """
+    images, labels = load_labelled(path)
+    if len(np.unique(labels)) < 2:
+        raise InputError(
+            f"{path} holds images of class {labels[0]} alone, expected two classes or more; choose "
+            "another reference"
+        )
+    found = ArrayImages(path, images)
+    return Reference(path, Summary(), found, found.resolution), labels
+
+
 def expect_one_size(name: str, resolution: tuple[int, int], reference: Reference) -> None:
-    """Raises InputError if the reference's images are known to be of another size than those of
-    the set called `name`."""
+    """Raises InputError if the reference's images have another size than those of the set called
+    `name`. A reference of unknown size passes."""
     if reference.resolution not in (None, resolution):
         raise InputError(
             f"{name} holds images of {describe_size(resolution)}, {reference.name} of "
@@ -83,28 +104,8 @@ def expect_one_size(name: str, resolution: tuple[int, int], reference: Reference
         )
 
 
-def complete(
-    reference: Reference,
-    network: Network,
-    devices: Sequence[jax.Device],
-    metrics: Collection[str],
-    published: bool = True,
-) -> Summary:
-    """All that `metrics` need of the reference; measures with `network` what is left, `published`
-    as in `summarise`."""
-    if reference.images is None:
-        return reference.summary
-    left = [metric for metric, field in NEEDS.items() if metric in metrics]
-    left = [metric for metric in left if getattr(reference.summary, NEEDS[metric]) is None]
-    features = extract(network, reference.images, devices)
-    measured = summarise(reference.name, features, left, published)
-    return Summary(
-        *(b if a is None else a for a, b in zip(reference.summary, measured, strict=True))
-    )
-
-
 def save_reference(path: str, summary: Summary, resolution: tuple[int, int] | None) -> None:
-    """Writes `summary` to `path`, whole or not at all."""
+    """Writes `summary` to `path` atomically."""
     arrays = {POINTS: summary.points, RESOLUTION: resolution}
     for names, gaussian in ((POOL_NAMES, summary.pool), (SPATIAL_NAMES, summary.spatial)):
         if gaussian:
@@ -114,7 +115,7 @@ def save_reference(path: str, summary: Summary, resolution: tuple[int, int] | No
 
 
 def _array_names(path: str) -> set[str]:
-    """Of the arrays in the .npz at `path`; none if it is something else."""
+    """Names of the arrays in the .npz at `path`; none if it is another kind of file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
@@ -148,7 +149,7 @@ def _read_gaussian(
 def _read(
     path: str, arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...]
 ) -> np.ndarray:
-    """Array `name`; `shape` has None where any number will do."""
+    """Array `name`, checked. None in `shape` allows any length."""
     if name not in arrays:
         raise InputError(
             f"{path} lacks {name}; leave out the metrics that need it, or take another reference"

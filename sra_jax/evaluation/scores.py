@@ -1,4 +1,4 @@
-"""Scores of single images and of their neighbours: Inception Score, precision and recall."""
+"""Inception Score, and precision and recall."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,12 +22,12 @@ class PrecisionRecall(NamedTuple):
 
 
 def inception_score(logits: np.ndarray) -> float:
-    """Inception Score (Salimans et al. 2016), at least 1 and higher if better, from `logits`
-    [N, classes]: exp of the mean KL divergence of p(class | image) from its mean over the images.
+    """Inception Score (Salimans et al. 2016) from `logits` [N, classes]; higher is better, 1 is the
+    least: exp of the mean KL divergence of p(class | image) from its mean over the images.
 
-    As the ADM suite computes it (Dhariwal & Nichol 2021): over all 1008 classes, from the logits
-    without bias, for each 5000 images in a row, and averaged: 10 splits of 50,000 images. The last
-    split is what is left. Fewer images give a lower score.
+    Computed as by the ADM suite (Dhariwal & Nichol 2021): from the unbiased logits of all 1008
+    classes, averaged over splits of 5000 consecutive images, 10 for 50,000 images. The last split
+    may have fewer. Fewer images give a lower score.
     """
     splits = [logits[i : i + SPLIT] for i in range(0, len(logits), SPLIT)]
     return float(np.mean([_score(split.astype(np.float64)) for split in splits]))
@@ -36,14 +36,13 @@ def inception_score(logits: np.ndarray) -> float:
 def precision_recall(real: np.ndarray, samples: np.ndarray) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019) of features [M, D] and [N, D].
 
-    A set covers what lies in a ball round one of its points, as wide as the distance to that
-    point's third neighbour. Precision is the share of samples that the real images cover; recall is
-    the share of real images that the samples cover.
+    A set covers a point that lies in a ball around one of the set's points; the ball's radius is
+    the distance from its centre to the third neighbour. Precision is the share of samples that the
+    real images cover; recall is the share of real images that the samples cover.
 
-    Definition and k = 3 are the ADM suite's. That suite compares distances in float16 where they
-    fit; these are float32, and the last digits may differ. Both depend on M and N: the suite takes
-    10,000 real images and 50,000 samples. Of the distances, [1024, M] or [1024, N] are held at a
-    time.
+    Definition and k = 3 are the ADM suite's. That suite compares distances in float16 if they fit;
+    these are float32, so the last digits may differ. Both numbers depend on M and N: the suite uses
+    10,000 real images and 50,000 samples. Memory holds [1024, M] or [1024, N] distances at a time.
 
     Raises:
         InputError: a set has fewer than four images.
@@ -63,12 +62,12 @@ def precision_recall(real: np.ndarray, samples: np.ndarray) -> PrecisionRecall:
 
 
 def _score(logits: np.ndarray) -> float:
-    """Of one split [N, classes], in float64."""
+    """The Inception Score of one split [N, classes], in float64."""
     logits = logits - logits.max(axis=1, keepdims=True)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     p = np.exp(log_p)
     mean = p.mean(axis=0)
-    # Where a class is certain not to occur, 0 * log 0 is 0.
+    # 0 * log 0 is 0, for classes that do not occur.
     entropy = -np.sum(mean * np.log(np.where(mean > 0, mean, 1)))
     return np.exp(np.mean(np.sum(p * log_p, axis=1)) + entropy)
 
@@ -79,12 +78,12 @@ def _radii(points: jax.Array) -> np.ndarray:
 
 
 def _covered_share(points: jax.Array, centres: jax.Array, radii: np.ndarray) -> float:
-    """Share of `points` [N, D] that lie in a ball round `centres` [M, D] of squared `radii` [M]."""
+    """Share of `points` [N, D] inside a ball around `centres` [M, D] of squared `radii` [M]."""
     return float(np.mean(_by_rows(lambda rows: _in_a_ball(rows, centres, radii), points)))
 
 
 def _by_rows(function: Callable[[jax.Array], jax.Array], points: jax.Array) -> np.ndarray:
-    """`function` of `points`, from [ROWS, D] to [ROWS], so many at a time: [N] in all."""
+    """Applies `function`, from [ROWS, D] to [ROWS], to ROWS of the `points` at a time: [N]."""
     results = []
     for start in range(0, len(points), ROWS):
         rows = points[start : start + ROWS]
@@ -95,7 +94,7 @@ def _by_rows(function: Callable[[jax.Array], jax.Array], points: jax.Array) -> n
 
 @jax.jit
 def _kth_distance(rows: jax.Array, points: jax.Array) -> jax.Array:
-    # The nearest of all is the point itself.
+    # The first neighbour is the point itself.
     nearest, _ = jax.lax.top_k(-_squared_distances(rows, points), NEIGHBOURS + 1)
     return -nearest[:, -1]
 

@@ -1,4 +1,4 @@
-"""Distances between sets of images, from the mean and covariance of their features."""
+"""Statistics of image sets, and the Fréchet distance between them."""
 
 import logging
 from typing import NamedTuple
@@ -15,42 +15,55 @@ class Gaussian(NamedTuple):
     covariance: np.ndarray
 
 
+class Summary(NamedTuple):
+    """The statistics of an image set that the metrics need; None if no metric asked for one.
+
+    `pool` and `spatial` are fitted to the 2048 and 2023 features, `points` [N, 2048] are the pool
+    features and `logits` [N, 1008] the unbiased logits, float32.
+    """
+
+    pool: Gaussian | None = None
+    spatial: Gaussian | None = None
+    points: np.ndarray | None = None
+    logits: np.ndarray | None = None
+
+
 class Moments:
     """Mean and covariance of features that come in batches, in float64.
 
-    Batches are joined by the pairwise update of Chan, Golub & LeVeque (1983), which loses no digits
-    to a mean far from zero, as the difference of two sums of squares would. Memory is that of one
-    [D, D] matrix. Made of its attributes, it is as it was, for instance in another process.
+    Batches are joined by the pairwise update of Chan, Golub & LeVeque (1983). The difference of two
+    sums of squares would lose digits if the mean is far from zero. Memory is that of one [D, D]
+    matrix. Can be rebuilt from its three attributes, for example in another process.
 
     Attributes:
-      count: how many features were taken in.
-      mean: of them, [D]; 0.0 before the first.
-      scatter: the sum of (x - mean) (x - mean)^T, [D, D]; likewise.
+      count: number of features added.
+      mean: their mean [D]; 0.0 before the first.
+      scatter: the sum of (x - mean) (x - mean)^T, [D, D]; 0.0 before the first.
     """
 
     def __init__(self, count: int = 0, mean: np.ndarray = 0.0, scatter: np.ndarray = 0.0):
         self.count, self.mean, self.scatter = int(count), mean, scatter
 
     def add(self, features: np.ndarray) -> None:
-        """Takes in `features` [B, D]."""
+        """Adds `features` [B, D]."""
         features = np.asarray(features, np.float64)
         mean = features.mean(axis=0)
         rows = np.vstack([features - mean, self._move(len(features), mean)])
         self.scatter += rows.T @ rows
 
     def merge(self, other: "Moments") -> None:
-        """Takes in what `other` has taken in."""
+        """Adds all features that were added to `other`."""
         if other.count:
             row = self._move(other.count, other.mean)
             self.scatter += other.scatter + np.outer(row, row)
 
     def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance of all features, of which there must be two or more."""
+        """Mean and unbiased covariance of all features. There must be at least two."""
         return Gaussian(np.copy(self.mean), self.scatter / (self.count - 1))
 
     def _move(self, count: int, mean: np.ndarray) -> np.ndarray:
-        """Joins the mean of `count` more; returns the row [D] that the two means' distance adds to
-        the rows that the scatter is made of."""
+        """Updates count and mean by `count` more features of that `mean`. Returns the row [D] whose
+        outer product the scatter gains because the two means differ."""
         total, shift = self.count + count, mean - self.mean
         row = shift * np.sqrt(self.count * count / total)
         self.mean += shift * (count / total)
@@ -69,9 +82,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Squared Fréchet (2-Wasserstein) distance of two normals (Dowson & Landau 1982):
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    Of Inception's pool features it is FID (Heusel et al. 2017), of its spatial features sFID (Nash
-    et al. 2021). The trace of (A B)^(1/2) is that of the symmetric (A^(1/2) B A^(1/2))^(1/2), whose
-    eigenvalues are real however nearly singular A and B are.
+    It is FID for Inception's pool features (Heusel et al. 2017), and sFID for its spatial features
+    (Nash et al. 2021). The trace of (A B)^(1/2) equals that of the symmetric
+    (A^(1/2) B A^(1/2))^(1/2), whose eigenvalues are real even if A and B are nearly singular.
     """
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
@@ -83,8 +96,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def warn_of_bias(metric: str, count: int, dimensions: int, published: bool = True) -> None:
-    """Logs a warning if `count` images are too few for a covariance of `dimensions` features,
-    which papers compare if `published`."""
+    """Logs a warning if `count` images are too few for a covariance of `dimensions` features.
+    If papers report the metric (`published`), the warning says how many images they use."""
     if count <= dimensions:
         compared = "50,000 to compare with papers" if published else "equally many in each set"
         _log.warning(

@@ -1,11 +1,9 @@
-"""What a run shows of itself while it trains: a grid of samples, and what they are worth."""
+"""Shows a run's progress while it trains: grids of samples, and their FID."""
 
-import contextlib
 import io
 import logging
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,17 +12,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from sra_jax.config.schema import Experiment
-from sra_jax.core.errors import InputError, RunError
+from sra_jax.core.errors import RunError
 from sra_jax.core.files import atomic_write
 from sra_jax.core.progress import format_seconds
 from sra_jax.data.spec import LatentSpec
 from sra_jax.distributed.collectives import local_copies
 from sra_jax.evaluation import history
-from sra_jax.jobs.evaluate import EvaluateRequest, open_judge, setting_of
-from sra_jax.jobs.sample import make_drawing, open_codec
+from sra_jax.jobs.evaluate import EvaluateRequest, open_evaluator, setting_of
+from sra_jax.jobs.sample import make_image_sampler, open_codec
 from sra_jax.models import DiffusionTransformer
-from sra_jax.sampling.drawn import DrawnImages
 from sra_jax.sampling.grid import image_grid, save_grid
+from sra_jax.sampling.images import SampledImages
 from sra_jax.training.state import TrainState
 
 GRID_IMAGES = 40
@@ -33,23 +31,13 @@ GRID_FOLDER = "samples"
 _log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def _fields_named() -> Iterator[None]:
-    """Has a refusal name fields of the config where those of `evaluate` name flags."""
-    try:
-        yield
-    except InputError as error:
-        flag = r"--(?=(features|inception|vae)\b)"
-        raise InputError(re.sub(flag, "--config.evaluation.", str(error))) from None
-
-
 class _StoppedError(Exception):
-    """The run is to stop."""
+    """The run was asked to stop."""
 
 
 class Monitor:
-    """Every so many steps, and after the last one, draws with the EMA weights, always from the same
-    noise and labels.
+    """Samples with the EMA weights at the config's intervals and after the last step, always from
+    the same noise and labels.
 
     Grids go to WORKDIR/samples and TensorBoard, FID to WORKDIR/evaluation.jsonl and TensorBoard.
     """
@@ -72,9 +60,8 @@ class Monitor:
             num=self._settings.fid_images,
         )
 
-    @_fields_named()
     def open(self) -> None:
-        """Gets ready what draws and judges, if anything will; `after` needs it.
+        """Makes the samplers and the evaluator that the config needs; `after` uses them.
 
         Raises:
           InputError: the VAE, the reference or Inception's weights cannot be used.
@@ -87,15 +74,14 @@ class Monitor:
         model = DiffusionTransformer(experiment.transformer(self._mesh.devices.flat[0].platform))
         per_device = -(-GRID_IMAGES // len(self._mesh.local_devices))
         labels = _spread(data.num_classes)
-        self._grid = make_drawing(experiment, model, codec, labels, chunk=per_device)
+        self._grid = make_image_sampler(experiment, model, codec, labels, chunk=per_device)
         if fids:
-            self._drawing = make_drawing(experiment, model, codec, self._settings.fid_images)
-            side = data.resolution
-            self._judge = open_judge(self._request, str(self._workdir), (side, side))
+            count, side = self._settings.fid_images, data.resolution
+            self._sampler = make_image_sampler(experiment, model, codec, count)
+            self._evaluator = open_evaluator(self._request, str(self._workdir), (side, side))
 
-    @_fields_named()
     def is_due(self, step: int) -> bool:
-        """Whether `after` would draw anything. All processes must ask."""
+        """Whether `after` would sample anything. All processes must call it."""
         return any(self._due(step))
 
     def after(
@@ -105,11 +91,19 @@ class Monitor:
         writer: Any,
         stopped: Callable[[], bool] = lambda: False,
     ) -> float:
-        """Draws and measures what is due after `step`, unless it is there already.
+        """Samples and measures what is due after `step`, unless it was done before.
 
-        All processes must call it with the same step; `writer` is clu's interface, None on those
-        that do not log. Once `stopped()` says so, which it must on all, a measurement is given up:
-        it is due again when the run goes on. Returns the seconds that it took.
+        All processes must call it with the same step.
+
+        Args:
+          step: number of finished steps.
+          state: the training state.
+          writer: clu's interface; None on processes that do not log.
+          stopped: becomes true, on all processes, if the run is to stop. The evaluation is then
+            abandoned, and repeated when the run resumes.
+
+        Returns:
+          The seconds that it took.
         """
         grid, fid = self._due(step)
         if not (grid or fid):
@@ -123,21 +117,21 @@ class Monitor:
 
         try:
             if grid and jax.process_index() == 0:
-                self._draw_grid(step, params, writer)
+                self._save_grid(step, params, writer)
             if fid:
                 side = self._data.resolution
-                images = DrawnImages(f"step {step}", self._drawing, params, side, check)
-                numbers, setting = self._judge.measure(images), setting_of(self._request)
+                images = SampledImages(f"step {step}", self._sampler, params, side, check)
+                numbers, setting = self._evaluator.measure(images), setting_of(self._request)
                 history.record(self._workdir, step, setting, numbers, writer)
         except _StoppedError:
-            _log.info("step %s: to be measured when the run goes on", f"{step:,}")
-        except (RunError, OSError) as error:  # no image, or no place for it: training goes on
+            _log.info("step %s: to be measured when the run resumes", f"{step:,}")
+        except (RunError, OSError) as error:  # not finite, or no room: train on
             _log.warning("nothing is shown of step %s: %s", f"{step:,}", error)
         return time.perf_counter() - began
 
     def _due(self, step: int) -> tuple[bool, bool]:
-        """Whether a grid, and a FID, of `step` is wanted and not there; as the first process sees
-        it, for drawing takes all of them."""
+        """Whether the grid, and the FID, of `step` are wanted and missing. The first process
+        decides for all, because all take part in the sampling."""
         settings = self._settings
         grid, fid = (self._is_time(n, step) for n in (settings.grid_every, settings.fid_every))
         if not (grid or fid):
@@ -150,13 +144,13 @@ class Monitor:
         return not any(history.alike(found, setting_of(self._request)) for found in known)
 
     def _is_time(self, every: int, step: int) -> bool:
-        """Every so many steps, and after the last one."""
+        """Whether `step` is a multiple of `every`, which 0 turns off, or the last step."""
         return every > 0 and step <= self._steps and (step % every == 0 or step == self._steps)
 
     def _grid_path(self, step: int) -> epath.Path:
         return self._workdir / GRID_FOLDER / f"step_{step:08d}.png"
 
-    def _draw_grid(self, step: int, params: Any, writer: Any) -> None:
+    def _save_grid(self, step: int, params: Any, writer: Any) -> None:
         path = self._grid_path(step)
         began = time.perf_counter()
         chunks = self._grid.images(params, range(self._grid.chunks), self._mesh.local_devices)
@@ -171,6 +165,6 @@ class Monitor:
 
 
 def _spread(num_classes: int) -> np.ndarray:
-    """The grid's labels: all classes in turn, or of many some, evenly spaced."""
+    """The grid's labels: all classes in turn or, if they are too many, evenly spaced ones."""
     stride = max(1, num_classes // GRID_IMAGES)
     return (np.arange(GRID_IMAGES) * stride % num_classes).astype(np.int32)

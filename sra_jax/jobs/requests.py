@@ -42,10 +42,10 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What to measure. Either `samples` or `workdir`; neither, to only save a reference.
+    """What to measure: either `samples` or `workdir`; neither, to only save a reference.
 
-    `num`, `vae` and `checkpoint` go with `workdir`; None draws 50,000 images from the newest
-    checkpoint. `features` None is "inception" with an `inception` file, else "pixels".
+    `num`, `vae` and `checkpoint` go with `workdir`; None samples 50,000 images from the newest
+    checkpoint. `features` None is "inception" with an `inception` file, else "classifier".
     """
 
     reference: str = _flag("Real images, their statistics, embedded:digits or embedded:shapes.")
@@ -57,7 +57,7 @@ class EvaluateRequest:
         "Step of the checkpoint of --workdir; the newest if not given.", None, was="step"
     )
     features: str | None = _flag(
-        "inception, probe or pixels; the first with --inception, else the last.", None
+        "inception or classifier; inception by default if --inception is given.", None
     )
     metrics: str | None = _flag("Some of fid,sfid,is,pr; all of them if not given.", None)
     inception: str | None = _flag("Inception's weights, .pth or .safetensors.", None)

@@ -1,4 +1,4 @@
-"""From a workdir to a file of images, on all devices of all processes, restartable."""
+"""Samples images of a run into a file, on all devices of all processes; restartable."""
 
 import dataclasses
 import itertools
@@ -22,23 +22,23 @@ from sra_jax.jobs.requests import SampleRequest
 from sra_jax.models import DiffusionTransformer
 from sra_jax.run import directory as workdirs
 from sra_jax.sampling.grid import MAX_IMAGES, save_grid
-from sra_jax.sampling.images import CHUNK, MAX_DRAWN, Drawing
-from sra_jax.sampling.part_store import PartStore, share
+from sra_jax.sampling.images import CHUNK, MAX_SAMPLES, ImageSampler
+from sra_jax.sampling.part_store import PartStore
 from sra_jax.sampling.sampler import choose_labels, make_sampler
 
 _log = logging.getLogger(__name__)
 
 
 def sample(request: SampleRequest) -> None:
-    """Writes the images asked for. Run again after an interruption, it draws only what is missing.
+    """Writes the images of `request`. After an interruption it samples only the missing chunks.
 
     Raises:
       InputError: something about the request or the workdir is wrong; nothing was done.
-      RunError: the model draws what is no image.
+      RunError: the model's latents are not finite.
     """
     saved = workdirs.read(workdirs.open_directory(request.workdir))
     experiment = _with_overrides(Experiment.from_dict(saved.config), request)
-    experiment.solver_steps(), experiment.guidance()  # refuse what cannot be before anything else
+    experiment.solver_steps(), experiment.guidance()  # may refuse the request
     labels = _labels(request, saved.data.num_classes)
     request = dataclasses.replace(request, chunk=min(request.chunk, request.num))
     out = writable_file(request.out, ".npz")
@@ -51,10 +51,12 @@ def sample(request: SampleRequest) -> None:
     identity = _identity(request, experiment, trained.step)
     parts = PartStore(out, identity, alone=jax.process_index() == 0)
     if out.exists():
-        _log.info("%s is there already, of the same request: drawing it again", out)
-    drawing = make_drawing(experiment, trained.model, codec, labels, request.seed, request.chunk)
-    _draw(drawing, trained.params, parts)
-    multihost_utils.sync_global_devices("all chunks are drawn")
+        _log.info("%s is there already, of the same request: sampling it again", out)
+    sampler = make_image_sampler(
+        experiment, trained.model, codec, labels, request.seed, request.chunk
+    )
+    _sample_missing(sampler, trained.params, parts)
+    multihost_utils.sync_global_devices("all chunks are sampled")
     if jax.process_index() > 0:
         return
     if grid:
@@ -68,50 +70,50 @@ def sample(request: SampleRequest) -> None:
 
 
 def open_codec(data: LatentSpec, vae: str | None) -> Codec:
-    """What decodes the latents of `data`; `vae` is the folder of its weights, if it has any.
+    """The codec of the latents of `data`; `vae` is the folder of its weights, if it has any.
 
     Raises:
-      InputError: it cannot be opened, or decodes other latents.
+      InputError: it cannot be opened, or decodes latents of another shape.
     """
     codec = codec_from_name(data.codec, data.scale, data.shift, vae)
-    codec.decode(np.zeros((1, *data.latent_shape), np.float32))  # refuses what does not fit
+    codec.decode(np.zeros((1, *data.latent_shape), np.float32))  # refuses latents of another shape
     return codec
 
 
-def make_drawing(
+def make_image_sampler(
     experiment: Experiment,
     model: DiffusionTransformer,
     codec: Codec,
     labels: np.ndarray | int,
     seed: int = 0,
     chunk: int = CHUNK,
-) -> Drawing:
-    """Images of `labels` [N], or of that many balanced ones, drawn as `experiment` says."""
+) -> ImageSampler:
+    """The sampler of images of `labels` [N], or of that many balanced labels, by the solver, steps
+    and guidance of `experiment`."""
     if isinstance(labels, int):
         labels = choose_labels("balanced", labels, experiment.data.num_classes, seed)
     steps, guidance = experiment.solver_steps(), experiment.guidance()
     sampler = make_sampler(model, experiment.process, steps, guidance)
-    return Drawing(sampler, codec, labels, seed, chunk)
+    return ImageSampler(sampler, codec, labels, seed, chunk)
 
 
-def _draw(drawing: Drawing, params: Any, parts: PartStore) -> None:
-    """Draws and stores this process's share of the chunks that are missing."""
-    count = drawing.chunks
+def _sample_missing(sampler: ImageSampler, params: Any, parts: PartStore) -> None:
+    """Samples and stores this process's share of the missing chunks."""
+    count = sampler.chunks
     missing = set(parts.missing(count))
     if len(missing) < count:
         _log.info("%s of %s chunks are there already", count - len(missing), count)
-    # Shared out first: what is missing changes while the others draw.
-    mine = share(range(count), jax.process_index(), jax.process_count())
+    # The share is of all chunks: the missing ones change while other processes sample.
+    mine = range(count)[jax.process_index() :: jax.process_count()]
     mine = [number for number in mine if number in missing]
-    progress = Progress("samples", len(mine) * drawing.chunk, "images")
-    drawn = drawing.images(params, mine, jax.local_devices())
-    for number, images in drawn:
+    progress = Progress("samples", len(mine) * sampler.chunk, "images")
+    for number, images in sampler.images(params, mine, jax.local_devices()):
         parts.save(number, images)
-        progress.add(drawing.chunk)
+        progress.add(sampler.chunk)
 
 
 def _identity(request: SampleRequest, experiment: Experiment, step: int) -> dict:
-    """All that decides the images."""
+    """Everything that the images depend on."""
     return {
         "workdir": str(Path(request.workdir).resolve()),
         "step": step,
@@ -151,8 +153,8 @@ def _labels(request: SampleRequest, num_classes: int) -> np.ndarray:
     for name, value in {"num": request.num, "chunk": request.chunk}.items():
         if value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")
-    if request.num > MAX_DRAWN:
-        raise InputError(f"num is {request.num}, expected at most {MAX_DRAWN}; draw fewer")
+    if request.num > MAX_SAMPLES:
+        raise InputError(f"num is {request.num}, expected at most {MAX_SAMPLES}; sample fewer")
     if not 0 <= request.seed < 2**32:
         raise InputError(f"seed is {request.seed}, expected in [0, 2**32)")
     return choose_labels(request.labels, request.num, num_classes, request.seed)

@@ -1,4 +1,4 @@
-"""Measures the checkpoints of a run as they appear, beside the process that trains it."""
+"""Measures the checkpoints of a run as they appear, in another process than the one that trains."""
 
 import logging
 import time
@@ -12,10 +12,10 @@ from jax.experimental import multihost_utils
 from sra_jax.checkpoints.store import CheckpointError, CheckpointStore
 from sra_jax.core.errors import InputError, RunError
 from sra_jax.evaluation import history
-from sra_jax.jobs.evaluate import EvaluateRequest, choose_features, open_judge, setting_of
-from sra_jax.jobs.sample import make_drawing, open_codec
+from sra_jax.jobs.evaluate import EvaluateRequest, open_evaluator, setting_of
+from sra_jax.jobs.sample import make_image_sampler, open_codec
 from sra_jax.run import directory as workdirs
-from sra_jax.sampling.drawn import DrawnImages, check_count
+from sra_jax.sampling.images import SampledImages, check_count
 from sra_jax.training.reporter import open_writer
 
 POLL_SECONDS = 10.0
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def watch(request: EvaluateRequest) -> None:
-    """Measures the newest checkpoint that is not measured yet, until the run's last one is.
+    """Measures the newest unmeasured checkpoint, again and again, until the run's last one is.
 
     Raises:
       InputError: something about the request or the workdir is wrong.
@@ -35,16 +35,14 @@ def watch(request: EvaluateRequest) -> None:
     for name in ("samples", "checkpoint", "save_reference"):
         if (value := getattr(request, name)) is not None:
             raise InputError(f"--{name}={value} does not go with --watch; leave it out")
-    if choose_features(request) == "pixels":
-        raise InputError("--watch needs --inception=FILE, or --features=probe")
     setting = setting_of(request)
     check_count(setting["images"])
     workdir = workdirs.open_directory(request.workdir)
     data = workdirs.read(workdir).data
     codec, side = open_codec(data, request.vae), data.resolution
-    judge = open_judge(request, request.workdir, (side, side))
+    evaluator = open_evaluator(request, request.workdir, (side, side))
     writer = open_writer(workdir / "tensorboard" / "watch")
-    drawing, passed_over, waiting = None, set(), False
+    sampler, passed_over, waiting = None, set(), False
     while (step := _next_step(workdir, setting, passed_over)) != FINISHED:
         if step == NONE:
             if not waiting:
@@ -55,22 +53,21 @@ def watch(request: EvaluateRequest) -> None:
         waiting = False
         try:
             trained = workdirs.load_model(request.workdir, step=step)
-            # Made once: it holds what is compiled.
-            drawing = drawing or make_drawing(
+            # Made once, because it holds the compiled program.
+            sampler = sampler or make_image_sampler(
                 trained.experiment, trained.model, codec, setting["images"]
             )
-            images = DrawnImages(request.workdir, drawing, trained.params, side)
-            history.record(workdir, step, setting, judge.measure(images), writer)
+            images = SampledImages(request.workdir, sampler, trained.params, side)
+            history.record(workdir, step, setting, evaluator.measure(images), writer)
         except (CheckpointError, RunError) as error:
             passed_over.add(step)
             _log.warning("step %s is passed over: %s", f"{step:,}", error)
-    _log.info("finished: all of %s is measured", workdir)
+    _log.info("finished: the last checkpoint of %s is measured", workdir)
 
 
 def _next_step(workdir: epath.Path, setting: history.Record, passed_over: Collection[int]) -> int:
-    """The newest step that is neither measured nor passed over; NONE, or FINISHED after the last.
-
-    All processes get what the first one finds.
+    """The newest step that is neither measured nor passed over. NONE if there is none yet, FINISHED
+    if the run's last step is among those. The first process decides for all.
     """
     if jax.process_index() > 0:
         return int(multihost_utils.broadcast_one_to_all(np.int32(0)))

@@ -17,6 +17,7 @@ from sra_jax.core.errors import InputError, expect_one_of
 from sra_jax.core.files import atomic_write, in_bucket, lock, make_writable
 from sra_jax.core.tree import differences
 from sra_jax.data.spec import LatentSpec
+from sra_jax.evaluation.names import current_name
 from sra_jax.models import DiffusionTransformer, init_params
 from sra_jax.run.provenance import code_version
 
@@ -207,8 +208,9 @@ def read(workdir: epath.Path) -> SavedRun:
         version = saved["format_version"]
         if isinstance(version, int) and version <= FORMAT_VERSION:
             data = LatentSpec(**saved["data"])
-            Experiment.from_dict(saved["config"])
-            return SavedRun(saved["config"], data, saved.get("data_fingerprint"), saved.get("code"))
+            config = _with_current_names(saved["config"])
+            Experiment.from_dict(config)
+            return SavedRun(config, data, saved.get("data_fingerprint"), saved.get("code"))
     except (ValueError, KeyError, TypeError) as error:  # InputError is a ValueError
         raise InputError(
             f"{path} is damaged or of another version ({error}); restore it from a copy"
@@ -248,6 +250,15 @@ def expect_weights(store: CheckpointStore, weights: str, step: int | None = None
             f"the checkpoint in {store.directory} has no {weights} weights, expected one of: "
             f"{others}; choose other --weights"
         )
+
+
+def _with_current_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config, its evaluation.features named as in this version."""
+    evaluation = config.get("evaluation") if isinstance(config, dict) else None
+    if not isinstance(evaluation, dict) or "features" not in evaluation:
+        return config
+    features = current_name(evaluation["features"])
+    return config | {"evaluation": evaluation | {"features": features}}
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From parameters and labels to latents, in chunks; each is a function of (seed, index) alone."""
+"""From parameters and labels to latents, in chunks; each depends on (seed, index, label) alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,7 +23,7 @@ Sampler = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 def make_sampler(
     model: DiffusionTransformer, process: Process, steps: list[Step], guidance: Guidance
 ) -> Sampler:
-    """The jitted sampler that follows `steps`."""
+    """A jitted sampler that makes the solver's `steps`, with `guidance`."""
     config = model.config
     shape = (config.input_size, config.input_size, config.in_channels)
 
@@ -51,11 +51,12 @@ def sample_chunks(
     wanted: Sequence[int],
     devices: Sequence[jax.Device],
 ) -> Iterator[tuple[int, jax.Array]]:
-    """Yields (number, latents) of the chunks `wanted`; the k-th holds images [k, k + 1) * `chunk`.
+    """Yields (number, latents [chunk, H, W, C]) of the chunks `wanted`.
 
-    Every device works on one chunk at a time, whatever their number: the products it computes are
-    of one shape, and round alike, but perhaps for the last bit where XLA fuses otherwise. The last
-    chunk is filled up by repeating labels [N].
+    Chunk k holds images k * `chunk` to (k + 1) * `chunk` - 1 of `labels` [N]. The last chunk is
+    filled up by repeating the labels. Every device computes one chunk at a time, so all shapes are
+    the same on any number of devices, and so are the results, except perhaps for a last bit where
+    XLA fuses differently.
     """
     mesh = Mesh(np.array(devices), ("data",))
     split, copied = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
@@ -64,7 +65,7 @@ def sample_chunks(
     labels = np.resize(labels, chunk * -(-len(labels) // chunk))
     for first in range(0, len(wanted), len(devices)):
         numbers = list(wanted[first : first + len(devices)])
-        filled = np.resize(numbers, len(devices))  # idle devices repeat another's chunk
+        filled = np.resize(numbers, len(devices))  # idle devices repeat a chunk
         indices = (filled[:, None] * chunk + np.arange(chunk)).ravel()
         latents = sampler(
             params, seed, *jax.device_put((indices.astype(np.uint32), labels[indices]), split)

@@ -36,7 +36,7 @@ def shrunk(name, argument):
 
 
 def test_every_config_file_is_tried():
-    assert CONFIGS == sorted(ARGUMENTS)
+    assert sorted(ARGUMENTS) == CONFIGS
 
 
 @pytest.mark.parametrize(

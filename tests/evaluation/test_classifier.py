@@ -1,4 +1,4 @@
-"""The small classifier learns, and what it measures tells sets apart."""
+"""The small classifier learns, and metrics on its features tell sets apart."""
 
 import json
 
@@ -54,14 +54,14 @@ def test_what_it_measures_ranks_sets(capsys, digits, monkeypatch, tmp_path):
             EvaluateRequest(
                 samples=str(tmp_path / f"{name}.npz"),
                 reference="embedded:digits",
-                features="probe",
+                features="classifier",
                 metrics="fid,is,pr",
             )
         )
         numbers = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert all(key.startswith("probe_") for key in list(numbers)[3:])
-        distances.append(numbers["probe_fid"])
+        assert all(key.startswith("classifier_") for key in list(numbers)[3:])
+        distances.append(numbers["classifier_fid"])
         if name == "real":
-            assert numbers["probe_precision"] == 1
-            assert 5 < numbers["probe_inception_score"] <= 10
+            assert numbers["classifier_precision"] == 1
+            assert 5 < numbers["classifier_inception_score"] <= 10
     assert 4 * distances[0] < min(distances[1:])

@@ -14,7 +14,7 @@ from tiny import hurry_classifier
 
 from sra_jax.core.errors import InputError
 from sra_jax.data.images import ArrayImages
-from sra_jax.evaluation import extraction, judge, reference
+from sra_jax.evaluation import extraction, reference
 from sra_jax.evaluation import metrics as suite
 from sra_jax.evaluation.inception import Features
 from sra_jax.evaluation.scores import inception_score, precision_recall
@@ -49,8 +49,8 @@ NETWORK = extraction.Network(SmallInception(), {})
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(judge, "Inception", SmallInception)
-    monkeypatch.setattr(judge, "load_inception", lambda path: {})
+    monkeypatch.setattr(suite, "Inception", SmallInception)
+    monkeypatch.setattr(suite, "load_inception", lambda path: {})
     monkeypatch.setattr(reference, "POOL_WIDTH", POOL)
     monkeypatch.setattr(reference, "SPATIAL_WIDTH", np.prod(SPATIAL))
 
@@ -148,12 +148,12 @@ def test_few_images_are_warned_of(capsys, caplog, sets, tmp_path):
     assert "50,000 to compare with papers" in caplog.text
 
 
-def test_few_images_of_a_probe_are_not_compared_with_papers(capsys, caplog, monkeypatch, tmp_path):
+def test_few_images_for_a_classifier_are_not_compared_with_papers(caplog, monkeypatch, tmp_path):
     hurry_classifier(monkeypatch, 1)
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), np.uint8)
     path = str(tmp_path / "few.npz")
     np.savez(path, arr_0=images, labels=np.arange(20) % 2)
-    evaluate(EvaluateRequest(samples=path, reference=path, features="probe", metrics="fid"))
+    evaluate(EvaluateRequest(samples=path, reference=path, metrics="fid"))
     assert caplog.text.count("20 images give a singular covariance of 64 features") == 2
     assert caplog.text.count("equally many in each set") == 2 and "papers" not in caplog.text
 
@@ -220,16 +220,30 @@ def test_what_cannot_be_is_refused(sets, tmp_path):
         with pytest.raises(InputError, match=message) as refusal:
             evaluate(EvaluateRequest(inception=INCEPTION, **request))
         assert "\n" not in str(refusal.value)
-    for name in ("workdir", "metrics", "save_reference"):
-        with pytest.raises(InputError, match=f"--{name}=x .*fetch https://"):
-            evaluate(EvaluateRequest(reference=real, **{name: "x"}))
+    for request, message in (
+        ({"save_reference": "x"}, "save_reference=x needs features=inception.*fetch https://"),
+        ({"features": "inception"}, "^features=inception needs inception=FILE: fetch https://"),
+        (
+            {"features": "classifier", "inception": "x"},
+            "^inception=x needs features=inception, but features is classifier; leave one out",
+        ),
+        ({"features": "probe"}, "^features=probe is called classifier now"),
+        (
+            {"features": "pixels"},
+            "unknown features 'pixels', expected one of inception, classifier",
+        ),
+    ):
+        with pytest.raises(InputError, match=message) as refusal:
+            evaluate(EvaluateRequest(reference=real, samples=samples, **request))
+        assert "\n" not in str(refusal.value)
     for path, found in {tmp_path: "is a directory", tmp_path / "none": "no file"}.items():
         expected = f"{found}.*, expected an .npz with arr_0 and labels, embedded:digits or embedded"
         with pytest.raises(InputError, match=expected):
-            evaluate(EvaluateRequest(reference=real, samples=str(path)))
+            evaluate(EvaluateRequest(reference=str(path), samples=real))
 
 
-def test_what_pixels_cannot_measure_is_refused(tmp_path):
+def test_what_a_classifier_cannot_measure_is_refused(monkeypatch, tmp_path):
+    hurry_classifier(monkeypatch, 1)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (20, 4, 4, 1), np.uint8), np.arange(20) % 2
 
@@ -239,24 +253,28 @@ def test_what_pixels_cannot_measure_is_refused(tmp_path):
         return path
 
     good = write("good")
-    big = write("big", rng.integers(0, 256, (20, 33, 33, 1), np.uint8))
-    large = {"samples": big, "reference": big}
     with open(tmp_path / "array.npz", "wb") as file:
         np.save(file, images)
     for request, message in (
         ({"reference": write("one", labels=0 * labels)}, "one.npz holds images of class 0 alone"),
-        ({"reference": write("black", 0 * images)}, "black.npz holds 20 images, .* not all alike"),
-        ({"reference": write("few", images[:3], labels[:3])}, "few.npz holds 3 images, .* least 4"),
-        ({"samples": f"{tmp_path}/array.npz"}, r"array.npz is not an .npz .*\(it is a .npy"),
+        ({"reference": write("few", images[:3], labels[:3])}, "images, but the reference are 3;"),
+        (
+            {"reference": write("lone", images[:1], labels[:1])},
+            "holds 1 images, expected at least 2",
+        ),
+        ({"reference": f"{tmp_path}/array.npz"}, r"array.npz is not an .npz .*\(it is a .npy"),
+        ({"samples": f"{tmp_path}/array.npz"}, "array.npz is not an .npz with arr_0"),
         ({"reference": __file__}, r".py is not an .npz .* \(it holds text or Python objects, not"),
-        ({"samples": write("floats", labels=labels / 2)}, "labels float64, expected integers"),
-        ({"samples": write("words", labels=labels.astype(str))}, "labels <U21, expected integers"),
-        ({"samples": write("more", labels=labels + 1)}, "more.npz holds label 2, which .*good.npz"),
+        ({"reference": write("floats", labels=labels / 2)}, "labels float64, expected integers"),
+        (
+            {"reference": write("words", labels=labels.astype(str))},
+            "labels <U21, expected integers",
+        ),
+        ({"reference": "embedded:digits"}, "good.npz holds images of 4x4, embedded:digits of 8x8"),
         ({"num": 5}, "--num=5 needs --workdir"),
-        (large, "images of 1,089 numbers, expected at most 1,024 .* add --features=probe"),
         ({"vae": "x"}, "--vae=x needs --workdir"),
         ({"reference": ""}, "--reference is empty"),
-        ({"save_reference": ""}, "--save_reference= is of Inception"),
+        ({"save_reference": ""}, "save_reference= needs features=inception"),
     ):
         with pytest.raises(InputError, match=message) as refusal:
             evaluate(EvaluateRequest(**{"samples": good, "reference": good} | request))
@@ -278,10 +296,10 @@ def test_a_run_is_measured_by_the_images_that_sample_writes(capsys, tmp_path):
     workdir, out = str(tmp_path / "run"), str(tmp_path / "out.npz")
     train_digits(workdir)
     sample(SampleRequest(workdir=workdir, out=out, num=70))
-    step, drawn = evaluator.draw_images(workdir, 70, vae=None)
-    images = np.concatenate(list(drawn.chunks(0, 70)))
+    step, sampled = evaluator.sample_run(workdir, 70, vae=None)
+    images = np.concatenate(list(sampled.chunks(0, 70)))
     assert step == 2
-    assert images.shape == (70, 8, 8, 3) and drawn.resolution == (8, 8)
+    assert images.shape == (70, 8, 8, 3) and sampled.resolution == (8, 8)
     np.testing.assert_array_equal(images[..., :1], np.load(out)["arr_0"])
     request = {"reference": "embedded:digits", "workdir": workdir, "num": 70}
     from_run = measure(capsys, **request)

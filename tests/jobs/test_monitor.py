@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains, and what a watcher finds out about it."""
+"""Grids and FID of a run while it trains, and the watcher that measures beside it."""
 
 import json
 import os
@@ -21,11 +21,12 @@ from sra_jax.jobs.evaluate import EvaluateRequest, evaluate
 from sra_jax.jobs.sample import SampleRequest, sample
 from sra_jax.jobs.train import train
 from sra_jax.jobs.watch import watch
-from sra_jax.sampling.drawn import DrawnImages
+from sra_jax.run.directory import read
 from sra_jax.sampling.grid import image_grid
+from sra_jax.sampling.images import SampledImages
 
-PROBE = {"features": "probe", "reference": "embedded:digits", "fid_images": 70}
-SETTING = {"features": "probe", "reference": "embedded:digits", "images": 70}
+CLASSIFIER = {"features": "classifier", "reference": "embedded:digits", "fid_images": 70}
+SETTING = {"features": "classifier", "reference": "embedded:digits", "images": 70}
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def shown(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         hurry_classifier(patch, 20)
         workdir = tmp_path_factory.mktemp("monitor") / "run"
-        train(digits(grid_every=2, fid_every=2, **PROBE), str(workdir))
+        train(digits(grid_every=2, fid_every=2, **CLASSIFIER), str(workdir))
     return workdir
 
 
@@ -60,7 +61,7 @@ def copy(shown, tmp_path):
     return shutil.copytree(shown, tmp_path / "copy")
 
 
-def test_grids_are_what_sample_draws(shown, tmp_path):
+def test_grids_are_what_sample_writes(shown, tmp_path):
     pictures = sorted(path.name for path in (shown / "samples").iterdir())
     assert pictures == ["step_00000002.png", "step_00000004.png"]
     out = str(tmp_path / "out.npz")
@@ -75,20 +76,24 @@ def test_grids_and_numbers_are_in_tensorboard(shown):
     events.Reload()
     assert [event.step for event in events.Images("samples")] == [2, 4]
     records = history.read(epath.Path(shown))
-    assert [event.step for event in events.Tensors("probe_fid")] == [2, 4]
-    for event, record in zip(events.Tensors("probe_fid"), records, strict=True):
-        assert event.tensor_proto.float_val[0] == pytest.approx(record["probe_fid"], rel=1e-6)
+    assert [event.step for event in events.Tensors("classifier_fid")] == [2, 4]
+    for event, record in zip(events.Tensors("classifier_fid"), records, strict=True):
+        assert event.tensor_proto.float_val[0] == pytest.approx(record["classifier_fid"], rel=1e-6)
         assert record.items() >= SETTING.items()
 
 
 def test_numbers_are_those_of_evaluate(capsys, shown):
     evaluate(
         EvaluateRequest(
-            workdir=str(shown), num=70, reference="embedded:digits", features="probe", metrics="fid"
+            workdir=str(shown),
+            num=70,
+            reference="embedded:digits",
+            features="classifier",
+            metrics="fid",
         )
     )
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])["probe_fid"]
-    assert history.read(epath.Path(shown))[-1]["probe_fid"] == pytest.approx(found, rel=1e-4)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["classifier_fid"]
+    assert history.read(epath.Path(shown))[-1]["classifier_fid"] == pytest.approx(found, rel=1e-4)
 
 
 def test_showing_changes_nothing(shown, tmp_path):
@@ -102,10 +107,12 @@ def test_what_the_end_of_a_run_cut_short_is_made_up_for(copy):
     first, second = path.read_text().splitlines()
     path.write_text(first + "\n")
     (copy / "samples" / "step_00000004.png").unlink()
-    train(digits(6, grid_every=2, fid_every=2, **PROBE), str(copy))
+    train(digits(6, grid_every=2, fid_every=2, **CLASSIFIER), str(copy))
     records = history.read(epath.Path(copy))
     assert [record["step"] for record in records] == [2, 4, 6]
-    assert records[1]["probe_fid"] == pytest.approx(json.loads(second)["probe_fid"], rel=1e-5)
+    assert records[1]["classifier_fid"] == pytest.approx(
+        json.loads(second)["classifier_fid"], rel=1e-5
+    )
     assert len(list((copy / "samples").iterdir())) == 3
 
 
@@ -115,24 +122,24 @@ def test_the_last_step_is_shown_even_of_a_run_that_has_finished(copy):
     (copy / history.FILE).unlink()
     train(digits(4, grid_every=3), str(copy))
     assert (copy / "samples" / "step_00000004.png").exists()
-    train(digits(4, grid_every=3, fid_every=100, **PROBE), str(copy))
+    train(digits(4, grid_every=3, fid_every=100, **CLASSIFIER), str(copy))
     assert [record["step"] for record in history.read(epath.Path(copy))] == [4]
     events = sorted((copy / "tensorboard").iterdir())
-    train(digits(4, grid_every=3, fid_every=100, **PROBE), str(copy))
+    train(digits(4, grid_every=3, fid_every=100, **CLASSIFIER), str(copy))
     assert sorted((copy / "tensorboard").iterdir()) == events  # nothing left to do
 
 
 def test_a_measurement_that_a_signal_ends_is_made_when_the_run_goes_on(tmp_path, monkeypatch):
     """The signal comes with the first of two chunks of the FID of step 2."""
-    chunks = DrawnImages.chunks
+    chunks = SampledImages.chunks
 
     def interrupted(self, first, last):
         for chunk in chunks(self, first, last):
             os.kill(os.getpid(), signal.SIGTERM)
             yield chunk
 
-    monkeypatch.setattr(DrawnImages, "chunks", interrupted)
-    run, config = str(tmp_path / "run"), digits(fid_every=2, **PROBE)
+    monkeypatch.setattr(SampledImages, "chunks", interrupted)
+    run, config = str(tmp_path / "run"), digits(fid_every=2, **CLASSIFIER)
     assert train(config, run) == 75
     assert history.read(epath.Path(run)) == []
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["2"]
@@ -143,28 +150,58 @@ def test_a_measurement_that_a_signal_ends_is_made_when_the_run_goes_on(tmp_path,
 
 
 def test_the_best_checkpoint_is_kept(copy):
-    records = [{"step": step, **SETTING, "probe_fid": step} for step in (4, 1)]
-    other = {"step": 2, **SETTING, "images": 9, "probe_fid": 0.5}  # measured by another setting
+    records = [{"step": step, **SETTING, "classifier_fid": step} for step in (4, 1)]
+    other = {
+        "step": 2,
+        **SETTING,
+        "images": 9,
+        "classifier_fid": 0.5,
+    }  # measured by another setting
     text = "".join(json.dumps(record) + "\n" for record in [other, *records[:1]])
     (copy / history.FILE).write_text(text)
     train(digits(8), str(copy))
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["4", "8"]
 
 
+def test_a_run_of_version_01_keeps_its_history(caplog, copy):
+    """There the classifier was called "probe"."""
+    config, path = copy / "config.json", copy / history.FILE
+    old = config.read_text().replace('"features": "classifier"', '"features": "probe"')
+    config.write_text(old)
+    path.write_text(path.read_text().replace("classifier", "probe"))
+    assert "classifier" not in old + path.read_text() and "probe_fid" in path.read_text()
+    before = history.read(epath.Path(copy))
+    assert read(epath.Path(copy)).config["evaluation"]["features"] == "classifier"
+    request = {"workdir": str(copy), "num": 70, "reference": "embedded:digits", "metrics": "fid"}
+    watch(EvaluateRequest(**request))  # finds all of it measured
+    assert history.read(epath.Path(copy)) == before
+    train(digits(6, grid_every=2, fid_every=2, **CLASSIFIER), str(copy))
+    records = history.read(epath.Path(copy))
+    assert records[:2] == before and [record["step"] for record in records] == [2, 4, 6]
+    assert all(record.items() >= SETTING.items() for record in records)
+    best = min(records, key=lambda record: record["classifier_fid"])
+    assert history.best_step(epath.Path(copy)) == best["step"]
+    assert json.loads(config.read_text())["config"]["evaluation"]["features"] == "classifier"
+
+
 def test_a_watcher_measures_the_last_checkpoint_and_ends(caplog, copy):
     (copy / history.FILE).write_text('{"step": 2, "cut sh')
     caplog.set_level("INFO")
     request = EvaluateRequest(
-        workdir=str(copy), num=70, reference="embedded:digits", features="probe", metrics="fid,is"
+        workdir=str(copy),
+        num=70,
+        reference="embedded:digits",
+        features="classifier",
+        metrics="fid,is",
     )
     watch(request)
     records = history.read(epath.Path(copy))
     assert [record["step"] for record in records] == [4, 2]  # the newest first
-    assert all(record["probe_inception_score"] >= 1 for record in records)
+    assert all(record["classifier_inception_score"] >= 1 for record in records)
     assert "finished" in caplog.messages[-1] and "the best is step" in caplog.text
     events = EventAccumulator(str(copy / "tensorboard" / "watch"))
     events.Reload()
-    assert [event.step for event in events.Tensors("probe_fid")] == [4, 2]
+    assert [event.step for event in events.Tensors("classifier_fid")] == [4, 2]
     (copy / history.FILE).unlink()
     shutil.rmtree(copy / "checkpoints" / "4" / "ema")
     watch(request)
@@ -177,7 +214,7 @@ def test_history_ranks_what_is_alike(tmp_path):
     assert history.best_step(workdir) is None
     lines = ["no json", "[1]", '{"step": "x"}']
     for step, images, fid in ((1, 9, 0.1), (2, 70, 5.0), (3, 70, 3.0), (4, 70, 4.0)):
-        lines.append(json.dumps({"step": step, **SETTING, "images": images, "probe_fid": fid}))
+        lines.append(json.dumps({"step": step, **SETTING, "images": images, "classifier_fid": fid}))
     (workdir / history.FILE).write_text("\n".join(lines))
     assert history.best_step(workdir) == 3
 
@@ -190,20 +227,21 @@ def test_history_ranks_what_is_alike(tmp_path):
         ({"fid_images": 1}, "fid_images is 1, expected at least 2$"),
         ({"fid_every": 2}, "fid_every needs evaluation.reference"),
         (
-            {"fid_every": 3, **PROBE},
+            {"fid_every": 3, **CLASSIFIER},
             "fid_every is 3, expected a multiple of train.checkpoint_every",
         ),
         ({"features": "pixels"}, "unknown evaluation.features 'pixels'"),
+        ({"features": "probe"}, "^evaluation.features=probe is called classifier now"),
         (
             {"fid_every": 2, "reference": "x"},
-            "^--config.evaluation.features=inception needs --config.evaluation.inception=FILE",
+            "^features=inception needs inception=FILE: fetch https://",
         ),
         (
-            {"fid_every": 2, **PROBE, "inception": "x"},
-            "^--config.evaluation.inception=x is .* but --config.evaluation.features is probe",
+            {"fid_every": 2, **CLASSIFIER, "inception": "x"},
+            "^inception=x needs features=inception, but features is classifier",
         ),
-        ({"grid_every": 2, "vae": "x"}, "no weights, but --config.evaluation.vae is x"),
-        ({"fid_every": 2, **PROBE, "reference": "none.npz"}, "no file none.npz"),
+        ({"grid_every": 2, "vae": "x"}, "no weights, but --vae is x"),
+        ({"fid_every": 2, **CLASSIFIER, "reference": "none.npz"}, "no file none.npz"),
     ],
 )
 def test_bad_settings_are_refused(evaluation, message, tmp_path):
@@ -222,13 +260,13 @@ def test_configs_without_the_section_are_read():
     ("changes", "message"),
     [
         ({"workdir": None}, "--watch needs --workdir"),
-        ({"features": None}, "--watch needs --inception=FILE, or --features=probe"),
+        ({"features": "inception"}, "features=inception needs inception=FILE"),
         ({"checkpoint": 3}, "--checkpoint=3 does not go with --watch"),
         ({"num": 1}, "num is 1, expected 2 to"),
         ({"workdir": "none"}, "no workdir none"),
     ],
 )
 def test_bad_watches_are_refused(changes, message, shown):
-    request = {"workdir": str(shown), "reference": "embedded:digits", "features": "probe"}
+    request = {"workdir": str(shown), "reference": "embedded:digits", "features": "classifier"}
     with pytest.raises(InputError, match=message):
         watch(EvaluateRequest(**request | changes))

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import LOSSES, relative_error
-from sra_jax.methods.distances import DISTANCES
 
 from sra_jax.core.errors import InputError
+from sra_jax.methods.distances import DISTANCES
 from sra_jax.methods.sra import SRAConfig, WeightSchedule, draw_times, sra_loss
 from sra_jax.models import Output
 from sra_jax.processes import DDPM, Interpolant

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import ROUNDING, relative_error
-from sra_jax.distributed.mesh import MeshConfig, make_mesh
 
 from sra_jax.core.errors import InputError
 from sra_jax.core.random import stream_key
 from sra_jax.data.records import open_latents, write_latents
 from sra_jax.data.spec import LatentSpec
+from sra_jax.distributed.mesh import MeshConfig, make_mesh
 from sra_jax.models import DiffusionTransformer
 from sra_jax.probing import features
 from sra_jax.probing.features import Lens, extract, place_params, select

@@ -113,7 +113,9 @@ def test_two_processes_share_a_run(bucket, tmp_path):
 def test_measurements_are_added_to_those_before(bucket):
     workdir = epath.Path("gs://runs/measured")
     for step in (10, 20):
-        history.record(workdir, step, {"features": "probe"}, {"probe_fid": 100 - step}, LOG)
+        history.record(
+            workdir, step, {"features": "classifier"}, {"classifier_fid": 100 - step}, LOG
+        )
     assert [found["step"] for found in history.read(workdir)] == [10, 20]
     assert history.best_step(workdir) == 20
 

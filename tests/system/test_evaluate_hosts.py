@@ -14,7 +14,6 @@ classifier.STEPS, classifier.EPOCHS = 20, 0
 
 def test_two_processes_find_what_one_finds(finished):
     flags = [f"--workdir={finished}", f"--num={NUM}", "--reference=embedded:digits"]
-    flags += ["--features=probe"]
     results = [finish(process) for process in start_two("evaluate", flags, before=HURRY)]
     assert [result.code for result in results] == [0, 0], results
     alone = run("evaluate", flags, before=HURRY, **devices(1))

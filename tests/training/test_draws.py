@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from sra_jax.distributed.mesh import MeshConfig, batch_sharding, make_mesh
 from tiny import TINY, make_batch, make_objective
 
 from sra_jax.core.random import stream_key
+from sra_jax.distributed.mesh import MeshConfig, batch_sharding, make_mesh
 from sra_jax.training.step import Example, StepConfig, draw_example
 
 

@@ -18,10 +18,10 @@ from golden import (
     relative_error,
     worst_error,
 )
-from sra_jax.distributed.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from tiny import METHOD, TINY, make_batch, make_objective
 
 from sra_jax.core.errors import InputError
+from sra_jax.distributed.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from sra_jax.methods.sra import SRAConfig, WeightSchedule
 from sra_jax.models import DiffusionTransformer
 from sra_jax.pods.hlo import Program
