@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import DIGITS, Kill, assert_refused, devices, digits, finish, start
 from PIL import Image
-from sra_jax.data.digits import load_digits
+from sra_jax.data.embedded import load_digits
 from tiny import hurry_classifier
 
 from sra_jax.data.embedded import EMBEDDED
