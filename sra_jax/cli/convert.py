@@ -5,7 +5,6 @@ bare or in a training checkpoint. It becomes a workdir that sample, evaluate and
 other.
 
   python -m sra_jax convert --source=SiT-XL-2-256x256.pt --out=runs/sit_xl
-  python -m sra_jax convert --source=step-400000.pt --out=runs/xl --optimizer=carried
   python -m sra_jax convert --source=DiT-XL-2-256x256.pt --out=runs/dit_sra --new_head
   python -m sra_jax convert --source=runs/xl --out=xl.safetensors --weights=ema
 

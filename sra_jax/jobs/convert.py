@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 
 from sra_jax.checkpoints.orbax_options import saving_leanly
@@ -20,29 +19,26 @@ from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.codecs import SDVAECodec
 from sra_jax.config.recipes import imported_config
 from sra_jax.config.schema import Experiment
-from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.core.errors import InputError
 from sra_jax.core.files import expect_local, replacing, writable_directory, writable_file
 from sra_jax.data.spec import LatentSpec
 from sra_jax.jobs.requests import ConvertRequest
 from sra_jax.models import name_variant
 from sra_jax.run import directory as workdirs
 from sra_jax.torch_weights import to_torch
-from sra_jax.torch_weights.adamw import AdamWState, adamw_from_torch
 from sra_jax.torch_weights.files import (
     ENDINGS,
     TORCH_ENDINGS,
-    TorchCheckpoint,
     import_torch,
     read_checkpoint,
     write_checkpoint,
 )
 from sra_jax.torch_weights.imported import Choices, ImportedModel, latent_spec
-from sra_jax.torch_weights.recognise import clean_names, path_of
-from sra_jax.training.optimizer import make_optimizer
+from sra_jax.torch_weights.recognise import path_of
 
 TREES = {"model": "params", "ema": "ema"}  # theirs and ours
 PROJECTORS = "projectors"  # a tree of its own, where they are kept: "params" and "ema", by name
-IMPORT_FLAGS = ("optimizer", "keep_projectors", *(f.name for f in dataclasses.fields(Choices)))
+IMPORT_FLAGS = ("keep_projectors", *(f.name for f in dataclasses.fields(Choices)))
 EXPORT_FLAGS = ("weights", "checkpoint")
 
 _log = logging.getLogger(__name__)
@@ -76,7 +72,6 @@ def convert(request: ConvertRequest) -> None:
 
 def _import(request: ConvertRequest) -> None:
     """A file of PyTorch weights -> a workdir."""
-    expect_one_of("optimizer", request.optimizer, ("fresh", "carried"))
     checkpoint = read_checkpoint(request.source)
     choices = {field.name: getattr(request, field.name) for field in dataclasses.fields(Choices)}
     model = ImportedModel(checkpoint, Choices(**choices))
@@ -84,22 +79,15 @@ def _import(request: ConvertRequest) -> None:
     _log.info("recognised %s", found.describe())
     path = path_of(checkpoint.args)
     config = imported_config(found.config, found.head, path, found.layout == "sit").to_dict()
-    moments = None
-    if request.optimizer == "carried":
-        moments = _moments(checkpoint, model)
-        config["optimizer"] |= moments.settings
     experiment = Experiment.from_dict(config)
     projectors = _projectors(model, request.keep_projectors)
     with _staged(request.out) as directory:
         trees = _read_trees(model) | projectors
-        step = moments.count if moments else 0
-        trees["step"] = jnp.asarray(step, jnp.int32)
-        if moments:
-            trees["opt_state"] = _optimizer_state(experiment, trees["params"], moments)
+        trees["step"] = jnp.asarray(0, jnp.int32)
         data = latent_spec(found.config)
         workdirs.remember(directory, config, data)
-        _save(directory, step, trees, {"config": config, "source": request.source})
-    _log.info("workdir: %s (step %s, optimizer %s)", request.out, f"{step:,}", request.optimizer)
+        _save(directory, trees, {"config": config, "source": request.source})
+    _log.info("workdir: %s", request.out)
     _tell_next(request.out, experiment, data)
 
 
@@ -137,7 +125,7 @@ def _tell_next(out: str, experiment: Experiment, data: LatentSpec) -> None:
         "train": f" --config={_config_file(experiment)} --config.data.path=DIR",
     }
     for command, more in flags.items():
-        _log.info("next: python -m sra_jax.%s --workdir=%s%s", command, shlex.quote(out), more)
+        _log.info("next: python -m sra_jax %s --workdir=%s%s", command, shlex.quote(out), more)
 
 
 def _config_file(experiment: Experiment) -> str:
@@ -192,28 +180,6 @@ def _placed(tree: dict[str, Any]) -> dict[str, Any]:
     return placed
 
 
-def _moments(checkpoint: TorchCheckpoint, model: ImportedModel) -> AdamWState:
-    """The optimiser's state of a training checkpoint."""
-    if model.found.layout == "sit":
-        raise InputError(
-            "the optimiser of the original SiT counts time the other way, and its second moments "
-            "cannot be turned; use --optimizer=fresh"
-        )
-    if model.new_head:
-        raise InputError("a new projection head has no moments; use --optimizer=fresh")
-    if checkpoint.optimizer is None or "model" not in checkpoint.trees:
-        raise InputError("the file holds no optimiser with its model; use --optimizer=fresh")
-    names = list(clean_names(checkpoint.trees["model"]))
-    return adamw_from_torch(checkpoint.optimizer, names, model.found.config, model.found.head)
-
-
-def _optimizer_state(experiment: Experiment, params: Any, moments: AdamWState) -> Any:
-    """What `make_optimizer` of this run carries, with the moments in it."""
-    empty = jax.eval_shape(make_optimizer(experiment.optimizer).init, params)
-    count = jnp.asarray(moments.count, jnp.int32)
-    return optax.tree.set(empty, count=count, mu=_placed(moments.mu), nu=_placed(moments.nu))
-
-
 def _projectors(model: ImportedModel, keep: bool) -> dict[str, Any]:
     """REPA's projectors as a tree to save beside the weights; nothing where there are none."""
     found = {TREES[name]: tree for name, tree in model.projectors.items() if tree}
@@ -231,12 +197,12 @@ def _projectors(model: ImportedModel, keep: bool) -> dict[str, Any]:
     return {PROJECTORS: jax.tree.map(lambda tensor: jnp.asarray(np.asarray(tensor)), found)}
 
 
-def _save(directory: epath.Path, step: int, trees: dict[str, Any], metadata: dict) -> None:
+def _save(directory: epath.Path, trees: dict[str, Any], metadata: dict) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     _log.info("writing %.1f GB", size / 1e9)
     shapes = jax.tree.map(lambda leaf: list(leaf.shape), trees.get(PROJECTORS, {}))
     with CheckpointStore(directory) as store, saving_leanly(trees):
-        store.save(step, trees, metadata | {PROJECTORS: shapes})
+        store.save(0, trees, metadata | {PROJECTORS: shapes})
         store.wait()
 
 

@@ -133,7 +133,6 @@ class ConvertRequest:
     resolution: int | None = _flag(
         "Of the images, to go on at another one: a new position table is made.", None
     )
-    optimizer: str = _flag("For training: fresh, or carried over from the file.", "fresh")
     new_head: bool = _flag("Make a projection head, to train with SRA what has none.", False)
     keep_projectors: bool = _flag(
         "Keep REPA's projectors beside the weights, to be exported again.", False

@@ -65,13 +65,13 @@ StateDict = dict[str, FileTensor]
 
 @dataclass(frozen=True)
 class TorchCheckpoint:
-    """What a file holds: its state dicts (of `TREES`, or "model" alone where it is a bare one), the
-    arguments it was trained with, the optimiser's state dict, and the steps made."""
+    """The state dicts of a file and the arguments it was trained with.
+
+    `trees` has the names of `TREES`; a bare state dict is the "model".
+    """
 
     trees: dict[str, StateDict]
     args: dict[str, Any]
-    optimizer: Mapping[str, Any] | None = None
-    steps: int | None = None
 
 
 def read_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
@@ -161,8 +161,7 @@ def _read_safetensors(path: Path) -> TorchCheckpoint:
         )
         for name, part in slices.items()
     }
-    facts = file.metadata() or {}
-    return TorchCheckpoint({"model": tensors}, facts, steps=_count(facts.get("steps")))
+    return TorchCheckpoint({"model": tensors}, file.metadata() or {})
 
 
 def _load_torch(path: Path, mapped: bool) -> Any:
@@ -191,12 +190,9 @@ def _checkpoint_of(content: Any, path: Path, mapped: bool) -> TorchCheckpoint:
         trees, content = {"model": content}, {}
     args = content.get("args", {})
     args = vars(args) if isinstance(args, argparse.Namespace) else args
-    optimizer = content.get("opt")
     return TorchCheckpoint(
         {name: _lazy(tree, path, mapped) for name, tree in trees.items()},
         dict(args) if isinstance(args, Mapping) else {},
-        optimizer if isinstance(optimizer, Mapping) else None,
-        _count(content.get("steps")),
     )
 
 
@@ -241,13 +237,6 @@ def _forget_pages(address: int, size: int) -> None:
     last = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
     if advise is not None and last > first:
         advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
-
-
-def _count(value: Any) -> int | None:
-    try:
-        return max(int(value), 0)
-    except (TypeError, ValueError):
-        return None
 
 
 def _name(value: Any) -> str:

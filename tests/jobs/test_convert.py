@@ -274,8 +274,6 @@ BAD = {
     "no heads": ({"num_heads": None}, "give --num_heads"),
     "layout": ({"layout": "rpa"}, "did you mean 'repa'"),
     "resolution": ({"resolution": 100}, "resolution is 100, expected a multiple of 16"),
-    "optimizer": ({"optimizer": "adam"}, "unknown optimizer 'adam'"),
-    "no optimizer": ({"optimizer": "carried"}, "holds no optimiser"),
     "no projectors": ({"keep_projectors": True}, "holds no projectors"),
     "head": ({"new_head": True}, "has a projection head"),
     "step": ({"checkpoint": 3}, "--checkpoint is for when a workdir is exported"),
@@ -337,5 +335,5 @@ def test_the_command_refuses_in_one_line(forks, tmp_path):
 def test_help_shows_examples(forks):
     result = forks.run("convert", ["--help"])
     assert result.code == 0 and "python -m sra_jax convert --source=" in result.out
-    for flag in ("source", "out", "num_heads", "weights", "optimizer", "resolution"):
+    for flag in ("source", "out", "num_heads", "weights", "resolution"):
         assert f"--{flag}: " in result.out or f"--[no]{flag}: " in result.out
