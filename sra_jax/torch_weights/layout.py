@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sra_jax.core.errors import InputError
+from sra_jax.core.state_dict import find_mismatch
 from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
 
 
@@ -89,13 +90,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: TransformerConfig) 
       InputError: tensors that are missing, left over, or of another shape than `config` gives.
     """
     head = any(key in state_dict for key in HEAD_TABLE)
-    wanted = torch_shapes(config, head)
-    _check_names(wanted, state_dict)
-    for key, shape in wanted.items():
-        if np.shape(state_dict[key]) != shape:
-            raise InputError(
-                f"tensor {key} has shape {np.shape(state_dict[key])}, this model expects {shape}"
-            )
+    if mismatch := find_mismatch(state_dict, torch_shapes(config, head)):
+        raise InputError(f"the tensors do not fit this model: {mismatch}")
 
     def take(key: str, layout: Layout) -> np.ndarray:
         return layout.to_ours(np.asarray(state_dict[key], np.float32), config)
@@ -149,19 +145,6 @@ def _torch_shapes(config: TransformerConfig, head: bool) -> dict[str, tuple[int,
         return _torch_views(init_params(DiffusionTransformer(config), key, head), config)
 
     return {name: array.shape for name, array in jax.eval_shape(views, jax.random.key(0)).items()}
-
-
-def _check_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    problems = []
-    for what, names in (
-        ("missing", set(wanted) - set(given)),
-        ("unknown", set(given) - set(wanted)),
-    ):
-        if names:
-            shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
-            problems.append(f"{len(names)} {what} ({shown})")
-    if problems:
-        raise InputError(f"the state dict does not fit this model: tensors {'; '.join(problems)}")
 
 
 def _get(tree: Mapping[str, Any], path: str) -> Any:
