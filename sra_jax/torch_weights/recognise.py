@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.core.state_dict import shorten
 from sra_jax.models import SIZES, TransformerConfig, name_variant
 from sra_jax.models.layers import position_table
-from sra_jax.torch_weights.layout import BLOCK_TABLE, HEAD_TABLE, TABLE
+from sra_jax.torch_weights.layout import HEAD_TABLE
 from sra_jax.torch_weights.original_sit import OUTPUT_WEIGHT, variance_rows
 
 LAYOUTS = {
@@ -100,8 +101,12 @@ def recognise(
     if layout is not None:
         expect_one_of("layout", layout, LAYOUTS)
     _refuse_qk_norm(state_dict, args)
-    if not set(SHAPES) <= set(state_dict):
-        raise InputError(_foreign(state_dict))
+    if missing := set(SHAPES) - set(state_dict):
+        raise InputError(
+            f"the state dict is of no model known here: expected the tensors of SiT or DiT, "
+            f"{len(missing)} of which are missing ({shorten(missing)}); found "
+            f"{shorten(state_dict)}"
+        )
     shapes = {name: _shape(state_dict, name) for name in SHAPES}
     width, channels, patch, _ = shapes["x_embedder.proj.weight"]
     outputs = shapes["final_layer.linear.weight"][0] / patch**2
@@ -192,31 +197,6 @@ def _shape(state_dict: Mapping[str, Any], name: str) -> tuple[int, ...]:
     if not fits:
         raise InputError(f"tensor {name} has shape {shape}, expected {axes}")
     return shape
-
-
-def _foreign(state_dict: Mapping[str, Any]) -> str:
-    """Why a state dict is none of ours: the layout it is nearest to, and what sets them apart."""
-    base = {*TABLE, *(f"blocks.#.{name}" for name in BLOCK_TABLE)}
-    projectors = {f"{PROJECTORS}#.{i}.{leaf}" for i in (0, 2, 4) for leaf in ("weight", "bias")}
-    known = {"SiT and DiT": base, "SRA": base | {*HEAD_TABLE}, "REPA": base | projectors}
-    given = {re.sub(r"^(blocks|projectors)\.\d+\.", r"\1.#.", name) for name in state_dict}
-
-    def likeness(names: set[str]) -> float:
-        return len(names & given) / len(names | given)
-
-    nearest = max(known, key=lambda name: likeness(known[name]))
-    missing, extra = sorted(known[nearest] - given), sorted(given - known[nearest])
-    return (
-        f"the state dict is of no model known here; nearest is the layout of {nearest}, with which "
-        f"it shares {len(known[nearest] & given)} of {len(known[nearest])} kinds of tensors: it "
-        f"lacks {shorten(missing)}" + (f"; and it has {shorten(extra)}" if extra else "")
-    )
-
-
-def shorten(names: Iterable[str]) -> str:
-    """The first four names, and whether there are more."""
-    names = list(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _find_layout(
