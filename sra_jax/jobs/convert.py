@@ -5,13 +5,12 @@ import dataclasses
 import logging
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from sra_jax.checkpoints.orbax_options import saving_leanly
@@ -37,8 +36,7 @@ from sra_jax.torch_weights.imported import Choices, ImportedModel, latent_spec
 from sra_jax.torch_weights.recognise import path_of
 
 TREES = {"model": "params", "ema": "ema"}  # theirs and ours
-PROJECTORS = "projectors"  # a tree of its own, where they are kept: "params" and "ema", by name
-IMPORT_FLAGS = ("keep_projectors", *(f.name for f in dataclasses.fields(Choices)))
+IMPORT_FLAGS = tuple(field.name for field in dataclasses.fields(Choices))
 EXPORT_FLAGS = ("weights", "checkpoint")
 
 _log = logging.getLogger(__name__)
@@ -73,17 +71,15 @@ def convert(request: ConvertRequest) -> None:
 def _import(request: ConvertRequest) -> None:
     """A file of PyTorch weights -> a workdir."""
     checkpoint = read_checkpoint(request.source)
-    choices = {field.name: getattr(request, field.name) for field in dataclasses.fields(Choices)}
-    model = ImportedModel(checkpoint, Choices(**choices))
+    choices = Choices(**{name: getattr(request, name) for name in IMPORT_FLAGS})
+    model = ImportedModel(checkpoint, choices)
     found = model.found
     _log.info("recognised %s", found.describe())
     path = path_of(checkpoint.args)
     config = imported_config(found.config, found.head, path, found.layout == "sit").to_dict()
     experiment = Experiment.from_dict(config)
-    projectors = _projectors(model, request.keep_projectors)
     with _staged(request.out) as directory:
-        trees = _read_trees(model) | projectors
-        trees["step"] = jnp.asarray(0, jnp.int32)
+        trees = _read_trees(model) | {"step": jnp.asarray(0, jnp.int32)}
         data = latent_spec(found.config)
         workdirs.remember(directory, config, data)
         _save(directory, trees, {"config": config, "source": request.source})
@@ -180,29 +176,11 @@ def _placed(tree: dict[str, Any]) -> dict[str, Any]:
     return placed
 
 
-def _projectors(model: ImportedModel, keep: bool) -> dict[str, Any]:
-    """REPA's projectors as a tree to save beside the weights; nothing where there are none."""
-    found = {TREES[name]: tree for name, tree in model.projectors.items() if tree}
-    if not found:
-        if keep:
-            raise InputError("the file holds no projectors; leave --keep_projectors out")
-        return {}
-    count = len(next(iter(found.values())))
-    if not keep:
-        _log.info("%s tensors of projectors dropped; --keep_projectors keeps them", count)
-        return {}
-    _log.info("%s tensors of projectors kept", count)
-    (first, *_) = found.values()
-    found = {name: found.get(name, first) for name in TREES.values()}
-    return {PROJECTORS: jax.tree.map(lambda tensor: jnp.asarray(np.asarray(tensor)), found)}
-
-
 def _save(directory: epath.Path, trees: dict[str, Any], metadata: dict) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     _log.info("writing %.1f GB", size / 1e9)
-    shapes = jax.tree.map(lambda leaf: list(leaf.shape), trees.get(PROJECTORS, {}))
     with CheckpointStore(directory) as store, saving_leanly(trees):
-        store.save(0, trees, metadata | {PROJECTORS: shapes})
+        store.save(0, trees, metadata)
         store.wait()
 
 
@@ -218,7 +196,7 @@ def _export(request: ConvertRequest) -> None:
         import_torch(out)
     trained = workdirs.load_model(request.source, request.weights, request.checkpoint)
     config = trained.model.config
-    tensors = to_torch(trained.params, config) | _saved_projectors(request, trained.step)
+    tensors = to_torch(trained.params, config)
     kind = {"sit": "SiT", "dit": "DiT"}[config.kind]
     variant = name_variant(config.width, config.depth, config.num_heads, config.patch_size)
     facts = {
@@ -242,18 +220,3 @@ def _export(request: ConvertRequest) -> None:
             "the model has no projection head (ap_head), which the SRA authors' scripts look for: "
             "load it there with strict=False"
         )
-
-
-def _saved_projectors(request: ConvertRequest, step: int) -> Mapping[str, np.ndarray]:
-    """The projectors kept at an import, by their names there."""
-    which = {"ema": "ema", "student": "params"}[request.weights]
-    with CheckpointStore(request.source) as store:
-        shapes = store.metadata(step).get(PROJECTORS)
-        if not shapes:
-            return {}
-        abstract = {
-            name: {key: jax.ShapeDtypeStruct(tuple(s), np.float32) for key, s in tree.items()}
-            for name, tree in shapes.items()
-        }
-        _, trees = store.restore({PROJECTORS: abstract}, step)
-    return {name: np.asarray(array) for name, array in trees[PROJECTORS][which].items()}

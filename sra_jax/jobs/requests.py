@@ -130,13 +130,7 @@ class ConvertRequest:
     layout: str | None = _flag(
         "Whose model it is, if that cannot be told: sra, repa, sit or dit (original).", None
     )
-    resolution: int | None = _flag(
-        "Of the images, to go on at another one: a new position table is made.", None
-    )
-    new_head: bool = _flag("Make a projection head, to train with SRA what has none.", False)
-    keep_projectors: bool = _flag(
-        "Keep REPA's projectors beside the weights, to be exported again.", False
-    )
+    new_head: bool = _flag("Initialise a projection head, if the file has none.", False)
     allow_mismatch: bool = _flag(
         "Drop tensors that are left over, and initialise those missing.", False
     )
