@@ -1,4 +1,4 @@
-"""From a PyTorch file to a workdir, and from a workdir to a PyTorch file."""
+"""Converts a PyTorch file to a workdir, and a workdir to a PyTorch file."""
 
 import contextlib
 import dataclasses
@@ -43,10 +43,12 @@ _log = logging.getLogger(__name__)
 
 
 def convert(request: ConvertRequest) -> None:
-    """Makes a workdir of a PyTorch file, or a PyTorch file of a workdir: whole, or not at all.
+    """Converts a PyTorch file to a workdir or a workdir to a PyTorch file.
+
+    The output appears whole or not at all.
 
     Raises:
-      InputError: something about the request or the source is wrong; nothing was written.
+      InputError: the request or the source is invalid; nothing was written.
     """
     reads, writes = (path.endswith(ENDINGS) for path in (request.source, request.out))
     if reads == writes:
@@ -69,7 +71,7 @@ def convert(request: ConvertRequest) -> None:
 
 
 def _import(request: ConvertRequest) -> None:
-    """A file of PyTorch weights -> a workdir."""
+    """Makes a workdir of a PyTorch file."""
     checkpoint = read_checkpoint(request.source)
     choices = Choices(**{name: getattr(request, name) for name in IMPORT_FLAGS})
     model = ImportedModel(checkpoint, choices)
@@ -96,7 +98,7 @@ def _expect_free(out: str) -> None:
 
 @contextlib.contextmanager
 def _without_empty_parents(out: str) -> Iterator[None]:
-    """Removes those directories again that were made for `out` and hold nothing."""
+    """Removes the parent directories of `out` that were made meanwhile and are empty."""
     missing = [parent for parent in Path(out).absolute().parents if not parent.exists()]
     try:
         yield
@@ -107,10 +109,10 @@ def _without_empty_parents(out: str) -> Iterator[None]:
 
 
 def _tell_next(out: str, experiment: Experiment, data: LatentSpec) -> None:
-    """Which commands take the run at `out`, with the flags that it needs."""
+    """Logs the commands that use the run at `out`, with the flags that they need."""
     sampling = experiment.sampling
     _log.info(
-        "what the file does not tell is as in configs/: sampled with %s, %s steps, guidance %s",
+        "what the file lacks is as in configs/: sampled with %s, %s steps, guidance %s",
         *(sampling.solver, sampling.steps, sampling.guidance),
     )
     vae = " --vae=FOLDER" if data.codec == SDVAECodec.name else ""
@@ -125,7 +127,7 @@ def _tell_next(out: str, experiment: Experiment, data: LatentSpec) -> None:
 
 
 def _config_file(experiment: Experiment) -> str:
-    """What trains such a model: its config file with the argument; FILE where none is shipped."""
+    """The config file that trains this model, with its argument; FILE if none is shipped."""
     model, data = experiment.model, experiment.data
     variant = name_variant(model.width, model.depth, model.num_heads, model.patch_size)
     resolution = {(32, 32, 4): 256, (64, 64, 4): 512}.get(data.latent_shape)
@@ -139,7 +141,7 @@ def _config_file(experiment: Experiment) -> str:
 
 @contextlib.contextmanager
 def _staged(out: str) -> Iterator[epath.Path]:
-    """A run's directory beside `out`, which becomes `out` when all went well."""
+    """A run's directory beside `out`, renamed to `out` at the end if nothing failed."""
     staging = writable_directory(f"{out.rstrip('/')}.converting")
     with workdirs.claimed(epath.Path(staging)):
         try:
@@ -153,7 +155,7 @@ def _staged(out: str) -> Iterator[epath.Path]:
 
 
 def _read_trees(model: ImportedModel) -> dict[str, Any]:
-    """The student's and the EMA's parameters on the device; a file with one of them gives both."""
+    """Reads the student's and the EMA's parameters; if the file holds one of them, it is both."""
     trees = {}
     for name in model.trees:
         _log.info("reading %s", name)
@@ -166,8 +168,10 @@ def _read_trees(model: ImportedModel) -> dict[str, Any]:
 
 
 def _placed(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree on the default device. Empties the one given, leaf by leaf, so that no two trees are
-    held at once."""
+    """Places the tree on the default device.
+
+    Empties the given tree leaf by leaf, so that two copies are never held at once.
+    """
     placed = {}
     for name in list(tree):
         value = tree.pop(name)
@@ -185,7 +189,7 @@ def _save(directory: epath.Path, trees: dict[str, Any], metadata: dict) -> None:
 
 
 def _export(request: ConvertRequest) -> None:
-    """A workdir -> a file of PyTorch weights."""
+    """Makes a PyTorch file of a workdir."""
     if Path(request.source).is_file():
         raise InputError(
             f"--source={request.source} is a file that does not end in {', '.join(ENDINGS)}, "

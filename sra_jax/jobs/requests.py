@@ -132,7 +132,7 @@ class ConvertRequest:
     )
     new_head: bool = _flag("Initialise a projection head, if the file has none.", False)
     allow_mismatch: bool = _flag(
-        "Drop tensors that are left over, and initialise those missing.", False
+        "Drop tensors that are left over, and initialise missing ones.", False
     )
     weights: str = _flag("Of a workdir: ema or student.", "ema")
     checkpoint: int | None = _flag(

@@ -1,4 +1,4 @@
-"""A PyTorch checkpoint as a model of ours: recognised and checked at once, read tree by tree."""
+"""Imports PyTorch checkpoints: a model is recognised and checked first, then read tree by tree."""
 
 import dataclasses
 import logging

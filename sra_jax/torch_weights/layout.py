@@ -81,13 +81,15 @@ BLOCK_TABLE = {  # below "blocks.0." there, below "blocks/" and stacked here
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, Any]:
-    """Our parameters, as float32 numpy arrays, from a PyTorch state dict of numpy arrays (or of
-    tensors in a file, of which one at a time is read).
+    """Our parameters as float32 numpy arrays.
 
-    The projection head (`ap_head.*`) is taken if it is there.
+    Args:
+      state_dict: arrays by PyTorch's name, or tensors in a file, which are read one at a time. The
+        projection head (`ap_head.*`) is taken if it is there.
+      config: shape of the model.
 
     Raises:
-      InputError: tensors that are missing, left over, or of another shape than `config` gives.
+      InputError: a tensor is missing, left over, or of another shape than `config` gives.
     """
     head = any(key in state_dict for key in HEAD_TABLE)
     if mismatch := find_mismatch(state_dict, torch_shapes(config, head)):

@@ -1,4 +1,4 @@
-"""Which published model a PyTorch state dict is, by the names and shapes of its tensors."""
+"""Recognises published models by the names and shapes of their tensors in PyTorch."""
 
 import math
 import re
@@ -39,8 +39,14 @@ MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class Recognised:
-    """A published model: whose `layout` it has, its shape, whether it has a projection head, and
-    where the number of heads was found."""
+    """A published model.
+
+    Attributes:
+      layout: whose names and conventions it has, one of `LAYOUTS`.
+      config: its shape.
+      head: whether it has a projection head.
+      heads_from: where the number of attention heads was found.
+    """
 
     layout: str
     config: TransformerConfig
@@ -62,10 +68,10 @@ class Recognised:
 
 
 def clean_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name without what wraps the model, and the name it had.
+    """Maps each name without the prefix of a wrapper (`WRAPPERS`) to the name in the file.
 
-    REPA's older files count the blocks above the aligned one anew, as `decoder_blocks`; they are
-    numbered on here.
+    REPA's older files name the blocks above the aligned one `decoder_blocks` and count them from 0;
+    here they continue the numbers of `blocks`.
 
     Raises:
       InputError: two tensors have one name.
@@ -89,14 +95,17 @@ def recognise(
     layout: str | None = None,
     num_heads: int | None = None,
 ) -> Recognised:
-    """What model `state_dict` (by clean names, of anything with a shape) holds.
+    """Recognises the published model that a state dict holds.
 
-    `args` are the arguments it was trained with, as far as known. `layout` and `num_heads` go
-    before what the file says.
+    Args:
+      state_dict: arrays, or anything with a shape, by clean name.
+      args: the arguments that the model was trained with, as far as the file has them.
+      layout: one of `LAYOUTS`; overrides what the file says.
+      num_heads: number of attention heads; overrides what the file says.
 
     Raises:
-      InputError: no published model, one that this package has no counterpart of, or one whose
-        number of heads nothing tells.
+      InputError: the model is not a published one, is not supported, or its number of attention
+        heads is unknown.
     """
     if layout is not None:
         expect_one_of("layout", layout, LAYOUTS)
@@ -148,10 +157,10 @@ def recognise(
 
 
 def path_of(args: Mapping[str, Any]) -> str:
-    """The interpolant's path, "linear" where the arguments do not say.
+    """The interpolant's path, "linear" if the arguments have none.
 
     Raises:
-      InputError: a path that is none of ours, or a prediction other than the velocity.
+      InputError: the path is unknown, or the model does not predict the velocity.
     """
     path, prediction = args.get("path_type", "linear"), args.get("prediction", "v")
     if path not in PATHS:
