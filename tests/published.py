@@ -59,15 +59,15 @@ def as_original_sit(state, patch, channels):
     return state
 
 
-def training_checkpoint(student, ema, args, optimizer=None, steps=400):
+def training_checkpoint(student, ema, args):
     """What the training scripts of SRA save; those of the others leave out epoch, or steps."""
     return {
         "model": tensors(student),
         "ema": tensors(ema),
-        "opt": optimizer or {"state": {}, "param_groups": []},
+        "opt": {"state": {}, "param_groups": []},
         "args": argparse.Namespace(**args),
         "epoch": 3,
-        "steps": steps,
+        "steps": 400,
     }
 
 

@@ -1,7 +1,7 @@
 """The VAE of Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752): images to latents and back.
 
 Computed in float32 at full precision on every device: a data set is encoded once. The parameters
-bear the names of diffusers' AutoencoderKL, dots included, so that `vae_weights` loads them by name.
+bear the names of diffusers' AutoencoderKL, dots included, so that `sd_vae_weights` can load them.
 """
 
 import math
@@ -194,7 +194,7 @@ def decode_latents(config: VAEConfig, params: Any, latents: jax.Array) -> jax.Ar
 
 @dataclass(frozen=True, eq=False)
 class SDVAECodec:
-    """An AutoencoderKL with its weights. Made by `vae_weights.load_sd_vae`.
+    """An AutoencoderKL with its weights. Made by `sd_vae_weights.load_sd_vae`.
 
     Attributes:
         config: its shape, with scale and shift.

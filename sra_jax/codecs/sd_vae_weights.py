@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sra_jax.codecs.sd_vae import AutoencoderKL, SDVAECodec, VAEConfig
 from sra_jax.core.errors import InputError
+from sra_jax.core.state_dict import find_mismatch
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
@@ -28,15 +29,9 @@ HOW_TO_FETCH = (
     "huggingface.co into one folder, and pass it as --vae=FOLDER"
 )
 
-SHAPE_FIELDS = (
-    "in_channels",
-    "out_channels",
-    "latent_channels",
-    "block_out_channels",
-    "layers_per_block",
-    "norm_num_groups",
-)
-QUANT_FIELDS = ("use_quant_conv", "use_post_quant_conv")  # newer, true where they are not given
+# config.json has the names of VAEConfig, except for the scale and the shift.
+CONFIG_FIELDS = [f.name for f in dataclasses.fields(VAEConfig) if f.name not in ("scale", "shift")]
+QUANT_FIELDS = ("use_quant_conv", "use_post_quant_conv")  # newer: true if they are not given
 NUMBER = (int, float)
 FIELD_TYPES = {
     "block_out_channels": (list, "a list"),
@@ -101,12 +96,12 @@ def config_from_diffusers(fields: Mapping[str, Any]) -> VAEConfig:
     Raises:
         InputError: a field is missing, unknown, or has a value that is not supported.
     """
-    if missing := [name for name in SHAPE_FIELDS if name not in fields]:
+    if missing := [name for name in CONFIG_FIELDS if name not in (*fields, *QUANT_FIELDS)]:
         raise InputError(f"{CONFIG_FILE} of the VAE lacks {', '.join(missing)}; fetch it again")
     fields = {"scaling_factor": VAEConfig.scale, **fields}
-    fields["shift_factor"] = fields.get("shift_factor") or 0.0  # null where there is none
+    fields["shift_factor"] = fields.get("shift_factor") or 0.0  # null if there is none
     _check_fields(fields)
-    ours = {name: fields[name] for name in (*SHAPE_FIELDS, *QUANT_FIELDS) if name in fields}
+    ours = {name: fields[name] for name in CONFIG_FIELDS if name in fields}
     ours["block_out_channels"] = tuple(fields["block_out_channels"])
     scale = float(fields["scaling_factor"])
     return VAEConfig(**ours, scale=scale, shift=0.0 - fields["shift_factor"] * scale)
@@ -120,21 +115,26 @@ def params_from_diffusers(tensors: Mapping[str, np.ndarray], config: VAEConfig) 
     Raises:
         InputError: tensors that are missing, left over, or of another shape than `config` gives.
     """
-    tensors = {_modern_name(name, tensors): array for name, array in tensors.items()}
-    wanted = {_torch_name(path): (path, leaf.shape) for path, leaf in _our_leaves(config).items()}
-    _check_names(wanted, tensors)
-    params = {}
-    for name, (path, shape) in wanted.items():
-        array = tensors[name]
-        if len(shape) == 2 and array.shape[2:] == (1, 1):  # an older attention's 1x1 convolution
-            array = array[:, :, 0, 0]
-        expected = tuple(shape[axis] for axis in TORCH_AXES[len(shape)])
-        if array.shape != expected:
-            raise InputError(
-                f"VAE tensor {name} has shape {array.shape}, its {CONFIG_FILE} gives {expected}; "
-                "fetch both files from one place"
-            )
-        params[path] = np.ascontiguousarray(array.transpose(OUR_AXES[array.ndim]), np.float32)
+    leaves = {_torch_name(path): (path, leaf.shape) for path, leaf in _our_leaves(config).items()}
+    wanted = {
+        name: tuple(shape[axis] for axis in TORCH_AXES[len(shape)])
+        for name, (_, shape) in leaves.items()
+    }
+    given = {}
+    for name, array in tensors.items():
+        name = _modern_name(name, tensors)
+        # Older files store the attention's matrices as 1x1 convolutions.
+        is_matrix = len(wanted.get(name, ())) == 2 and array.shape[2:] == (1, 1)
+        given[name] = array[:, :, 0, 0] if is_matrix else array
+    if mismatch := find_mismatch(given, wanted):
+        raise InputError(
+            f"the VAE's tensors do not fit its {CONFIG_FILE}: {mismatch}; fetch both files from "
+            "one place"
+        )
+    params = {
+        path: np.ascontiguousarray(given[name].transpose(OUR_AXES[len(shape)]), np.float32)
+        for name, (path, shape) in leaves.items()
+    }
     return unflatten_dict(params)
 
 
@@ -167,7 +167,7 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
             raise _refused(name, fields[name], f"expected {words}; fetch it again")
     levels = len(fields["block_out_channels"])
     only = ONLY_VALUES | {name: [block] * levels for name, block in LEVEL_BLOCKS.items()}
-    known = {*SHAPE_FIELDS, *QUANT_FIELDS, *FIELD_TYPES, *only, *IGNORED_FIELDS}
+    known = {*CONFIG_FIELDS, *FIELD_TYPES, *IGNORED_FIELDS, *only}
     for name, value in fields.items():
         if value != only.get(name, value):
             raise _refused(name, value, f"only {only[name]!r} is supported; use another VAE")
@@ -202,19 +202,3 @@ def _modern_name(name: str, tensors: Mapping[str, Any]) -> str:
     """The name that diffusers gives the tensor today; as it is if that one is there too."""
     modern = OLDER_LAYER.sub(lambda match: OLDER_ATTENTION[match[0]], name)
     return name if modern in tensors else modern
-
-
-def _check_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    problems = []
-    for what, names in (
-        ("missing", set(wanted) - set(given)),
-        ("left over", set(given) - set(wanted)),
-    ):
-        if names:
-            shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
-            problems.append(f"{len(names)} {what} ({shown})")
-    if problems:
-        raise InputError(
-            f"the VAE's tensors do not fit its {CONFIG_FILE}: {'; '.join(problems)}; fetch both "
-            "files from one place"
-        )

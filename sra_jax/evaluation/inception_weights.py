@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sra_jax.core.errors import InputError
+from sra_jax.core.state_dict import find_mismatch
 from sra_jax.evaluation.inception import IMAGE_SIZE, Inception
 
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -60,7 +61,8 @@ def params_from_torch(
         InputError: tensors that are missing, left over or of other shapes; names `source`.
     """
     tensors = {k: v for k, v in tensors.items() if not k.endswith(".num_batches_tracked")}
-    _check(tensors, source)
+    if mismatch := find_mismatch(tensors, _torch_shapes()):
+        raise InputError(f"{source} is not the FID-Inception ({mismatch}): {HOW_TO_FETCH}")
     params = {("fc", "kernel"): tensors["fc.weight"].T, ("fc_bias",): tensors["fc.bias"]}
     for path in _our_shapes():
         if path[-2:] == ("conv", "kernel"):
@@ -96,20 +98,6 @@ def _our_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     images = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
     shapes = jax.eval_shape(partial(Inception().init), jax.random.key(0), images)["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
-
-
-def _check(tensors: Mapping[str, np.ndarray], source: str) -> None:
-    wanted = _torch_shapes()
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is left over" for name in tensors if name not in wanted]
-    problems += [
-        f"{name} has shape {tensors[name].shape}, expected {shape}"
-        for name, shape in wanted.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise InputError(f"{source} is not the FID-Inception ({problems[0]}{more}): {HOW_TO_FETCH}")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

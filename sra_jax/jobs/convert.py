@@ -1,18 +1,16 @@
-"""From a PyTorch file to a workdir, and from a workdir to a PyTorch file."""
+"""Converts a PyTorch file to a workdir, and a workdir to a PyTorch file."""
 
 import contextlib
 import dataclasses
 import logging
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from etils import epath
 
 from sra_jax.checkpoints.orbax_options import saving_leanly
@@ -20,39 +18,37 @@ from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.codecs import SDVAECodec
 from sra_jax.config.recipes import imported_config
 from sra_jax.config.schema import Experiment
-from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.core.errors import InputError
 from sra_jax.core.files import atomic_write, expect_local, writable_directory, writable_file
 from sra_jax.data.spec import LatentSpec
 from sra_jax.jobs.requests import ConvertRequest
 from sra_jax.models import name_variant
 from sra_jax.run import directory as workdirs
 from sra_jax.torch_weights import to_torch
-from sra_jax.torch_weights.adamw import AdamWState, adamw_from_torch
 from sra_jax.torch_weights.files import (
     ENDINGS,
     TORCH_ENDINGS,
-    TorchCheckpoint,
     import_torch,
     read_checkpoint,
     write_checkpoint,
 )
 from sra_jax.torch_weights.imported import Choices, ImportedModel, latent_spec
-from sra_jax.torch_weights.recognise import clean_names, path_of
-from sra_jax.training.optimizer import make_optimizer
+from sra_jax.torch_weights.recognise import path_of
 
 TREES = {"model": "params", "ema": "ema"}  # theirs and ours
-PROJECTORS = "projectors"  # a tree of its own, where they are kept: "params" and "ema", by name
-IMPORT_FLAGS = ("optimizer", "keep_projectors", *(f.name for f in dataclasses.fields(Choices)))
+IMPORT_FLAGS = tuple(field.name for field in dataclasses.fields(Choices))
 EXPORT_FLAGS = ("weights", "checkpoint")
 
 _log = logging.getLogger(__name__)
 
 
 def convert(request: ConvertRequest) -> None:
-    """Makes a workdir of a PyTorch file, or a PyTorch file of a workdir: whole, or not at all.
+    """Converts a PyTorch file to a workdir or a workdir to a PyTorch file.
+
+    The output appears whole or not at all.
 
     Raises:
-      InputError: something about the request or the source is wrong; nothing was written.
+      InputError: the request or the source is invalid; nothing was written.
     """
     reads, writes = (path.endswith(ENDINGS) for path in (request.source, request.out))
     if reads == writes:
@@ -75,31 +71,21 @@ def convert(request: ConvertRequest) -> None:
 
 
 def _import(request: ConvertRequest) -> None:
-    """A file of PyTorch weights -> a workdir."""
-    expect_one_of("optimizer", request.optimizer, ("fresh", "carried"))
+    """Makes a workdir of a PyTorch file."""
     checkpoint = read_checkpoint(request.source)
-    choices = {field.name: getattr(request, field.name) for field in dataclasses.fields(Choices)}
-    model = ImportedModel(checkpoint, Choices(**choices))
+    choices = Choices(**{name: getattr(request, name) for name in IMPORT_FLAGS})
+    model = ImportedModel(checkpoint, choices)
     found = model.found
     _log.info("recognised %s", found.describe())
     path = path_of(checkpoint.args)
     config = imported_config(found.config, found.head, path, found.layout == "sit").to_dict()
-    moments = None
-    if request.optimizer == "carried":
-        moments = _moments(checkpoint, model)
-        config["optimizer"] |= moments.settings
     experiment = Experiment.from_dict(config)
-    projectors = _projectors(model, request.keep_projectors)
     with _staged(request.out) as directory:
-        trees = _read_trees(model) | projectors
-        step = moments.count if moments else 0
-        trees["step"] = jnp.asarray(step, jnp.int32)
-        if moments:
-            trees["opt_state"] = _optimizer_state(experiment, trees["params"], moments)
+        trees = _read_trees(model) | {"step": jnp.asarray(0, jnp.int32)}
         data = latent_spec(found.config)
         workdirs.save_and_check(directory, config, data)
-        _save(directory, step, trees, {"config": config, "source": request.source})
-    _log.info("workdir: %s (step %s, optimizer %s)", request.out, f"{step:,}", request.optimizer)
+        _save(directory, trees, {"config": config, "source": request.source})
+    _log.info("workdir: %s", request.out)
     _tell_next(request.out, experiment, data)
 
 
@@ -112,7 +98,7 @@ def _expect_free(out: str) -> None:
 
 @contextlib.contextmanager
 def _without_empty_parents(out: str) -> Iterator[None]:
-    """Removes those directories again that were made for `out` and hold nothing."""
+    """Removes the parent directories of `out` that were made meanwhile and are empty."""
     missing = [parent for parent in Path(out).absolute().parents if not parent.exists()]
     try:
         yield
@@ -123,10 +109,10 @@ def _without_empty_parents(out: str) -> Iterator[None]:
 
 
 def _tell_next(out: str, experiment: Experiment, data: LatentSpec) -> None:
-    """Which commands take the run at `out`, with the flags that it needs."""
+    """Logs the commands that use the run at `out`, with the flags that they need."""
     sampling = experiment.sampling
     _log.info(
-        "what the file does not tell is as in configs/: sampled with %s, %s steps, guidance %s",
+        "what the file lacks is as in configs/: sampled with %s, %s steps, guidance %s",
         *(sampling.solver, sampling.steps, sampling.guidance),
     )
     vae = " --vae=FOLDER" if data.codec == SDVAECodec.name else ""
@@ -137,11 +123,11 @@ def _tell_next(out: str, experiment: Experiment, data: LatentSpec) -> None:
         "train": f" --config={_config_file(experiment)} --config.data.path=DIR",
     }
     for command, more in flags.items():
-        _log.info("next: python -m sra_jax.%s --workdir=%s%s", command, shlex.quote(out), more)
+        _log.info("next: python -m sra_jax %s --workdir=%s%s", command, shlex.quote(out), more)
 
 
 def _config_file(experiment: Experiment) -> str:
-    """What trains such a model: its config file with the argument; FILE where none is shipped."""
+    """The config file that trains this model, with its argument; FILE if none is shipped."""
     model, data = experiment.model, experiment.data
     variant = name_variant(model.width, model.depth, model.num_heads, model.patch_size)
     resolution = {(32, 32, 4): 256, (64, 64, 4): 512}.get(data.latent_shape)
@@ -155,7 +141,7 @@ def _config_file(experiment: Experiment) -> str:
 
 @contextlib.contextmanager
 def _staged(out: str) -> Iterator[epath.Path]:
-    """A run's directory beside `out`, which becomes `out` when all went well."""
+    """A run's directory beside `out`, renamed to `out` at the end if nothing failed."""
     staging = writable_directory(f"{out.rstrip('/')}.converting")
     with workdirs.locked(epath.Path(staging)):
         try:
@@ -169,7 +155,7 @@ def _staged(out: str) -> Iterator[epath.Path]:
 
 
 def _read_trees(model: ImportedModel) -> dict[str, Any]:
-    """The student's and the EMA's parameters on the device; a file with one of them gives both."""
+    """Reads the student's and the EMA's parameters; if the file holds one of them, it is both."""
     trees = {}
     for name in model.trees:
         _log.info("reading %s", name)
@@ -182,8 +168,10 @@ def _read_trees(model: ImportedModel) -> dict[str, Any]:
 
 
 def _placed(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree on the default device. Empties the one given, leaf by leaf, so that no two trees are
-    held at once."""
+    """Places the tree on the default device.
+
+    Empties the given tree leaf by leaf, so that two copies are never held at once.
+    """
     placed = {}
     for name in list(tree):
         value = tree.pop(name)
@@ -192,56 +180,16 @@ def _placed(tree: dict[str, Any]) -> dict[str, Any]:
     return placed
 
 
-def _moments(checkpoint: TorchCheckpoint, model: ImportedModel) -> AdamWState:
-    """The optimiser's state of a training checkpoint."""
-    if model.found.layout == "sit":
-        raise InputError(
-            "the optimiser of the original SiT counts time the other way, and its second moments "
-            "cannot be turned; use --optimizer=fresh"
-        )
-    if model.new_head:
-        raise InputError("a new projection head has no moments; use --optimizer=fresh")
-    if checkpoint.optimizer is None or "model" not in checkpoint.trees:
-        raise InputError("the file holds no optimiser with its model; use --optimizer=fresh")
-    names = list(clean_names(checkpoint.trees["model"]))
-    return adamw_from_torch(checkpoint.optimizer, names, model.found.config, model.found.head)
-
-
-def _optimizer_state(experiment: Experiment, params: Any, moments: AdamWState) -> Any:
-    """What `make_optimizer` of this run carries, with the moments in it."""
-    empty = jax.eval_shape(make_optimizer(experiment.optimizer).init, params)
-    count = jnp.asarray(moments.count, jnp.int32)
-    return optax.tree.set(empty, count=count, mu=_placed(moments.mu), nu=_placed(moments.nu))
-
-
-def _projectors(model: ImportedModel, keep: bool) -> dict[str, Any]:
-    """REPA's projectors as a tree to save beside the weights; nothing where there are none."""
-    found = {TREES[name]: tree for name, tree in model.projectors.items() if tree}
-    if not found:
-        if keep:
-            raise InputError("the file holds no projectors; leave --keep_projectors out")
-        return {}
-    count = len(next(iter(found.values())))
-    if not keep:
-        _log.info("%s tensors of projectors dropped; --keep_projectors keeps them", count)
-        return {}
-    _log.info("%s tensors of projectors kept", count)
-    (first, *_) = found.values()
-    found = {name: found.get(name, first) for name in TREES.values()}
-    return {PROJECTORS: jax.tree.map(lambda tensor: jnp.asarray(np.asarray(tensor)), found)}
-
-
-def _save(directory: epath.Path, step: int, trees: dict[str, Any], metadata: dict) -> None:
+def _save(directory: epath.Path, trees: dict[str, Any], metadata: dict) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     _log.info("writing %.1f GB", size / 1e9)
-    shapes = jax.tree.map(lambda leaf: list(leaf.shape), trees.get(PROJECTORS, {}))
     with CheckpointStore(directory) as store, saving_leanly(trees):
-        store.save(step, trees, metadata | {PROJECTORS: shapes})
+        store.save(0, trees, metadata)
         store.wait()
 
 
 def _export(request: ConvertRequest) -> None:
-    """A workdir -> a file of PyTorch weights."""
+    """Makes a PyTorch file of a workdir."""
     if Path(request.source).is_file():
         raise InputError(
             f"--source={request.source} is a file that does not end in {', '.join(ENDINGS)}, "
@@ -252,7 +200,7 @@ def _export(request: ConvertRequest) -> None:
         import_torch(out)
     trained = workdirs.load_model(request.source, request.weights, request.checkpoint)
     config = trained.model.config
-    tensors = to_torch(trained.params, config) | _saved_projectors(request, trained.step)
+    tensors = to_torch(trained.params, config)
     kind = {"sit": "SiT", "dit": "DiT"}[config.kind]
     variant = name_variant(config.width, config.depth, config.num_heads, config.patch_size)
     facts = {
@@ -276,18 +224,3 @@ def _export(request: ConvertRequest) -> None:
             "the model has no projection head (ap_head), which the SRA authors' scripts look for: "
             "load it there with strict=False"
         )
-
-
-def _saved_projectors(request: ConvertRequest, step: int) -> Mapping[str, np.ndarray]:
-    """The projectors kept at an import, by their names there."""
-    which = {"ema": "ema", "student": "params"}[request.weights]
-    with CheckpointStore(request.source) as store:
-        shapes = store.metadata(step).get(PROJECTORS)
-        if not shapes:
-            return {}
-        abstract = {
-            name: {key: jax.ShapeDtypeStruct(tuple(s), np.float32) for key, s in tree.items()}
-            for name, tree in shapes.items()
-        }
-        _, trees = store.restore({PROJECTORS: abstract}, step)
-    return {name: np.asarray(array) for name, array in trees[PROJECTORS][which].items()}

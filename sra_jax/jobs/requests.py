@@ -130,16 +130,9 @@ class ConvertRequest:
     layout: str | None = _flag(
         "Whose model it is, if that cannot be told: sra, repa, sit or dit (original).", None
     )
-    resolution: int | None = _flag(
-        "Of the images, to go on at another one: a new position table is made.", None
-    )
-    optimizer: str = _flag("For training: fresh, or carried over from the file.", "fresh")
-    new_head: bool = _flag("Make a projection head, to train with SRA what has none.", False)
-    keep_projectors: bool = _flag(
-        "Keep REPA's projectors beside the weights, to be exported again.", False
-    )
+    new_head: bool = _flag("Initialise a projection head, if the file has none.", False)
     allow_mismatch: bool = _flag(
-        "Drop tensors that are left over, and initialise those missing.", False
+        "Drop tensors that are left over, and initialise missing ones.", False
     )
     weights: str = _flag("Of a workdir: ema or student.", "ema")
     checkpoint: int | None = _flag(

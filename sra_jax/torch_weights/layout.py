@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sra_jax.core.errors import InputError
+from sra_jax.core.state_dict import find_mismatch
 from sra_jax.methods import SRA
 from sra_jax.models import DiT, DiTConfig
 
@@ -77,23 +78,19 @@ BLOCK_TABLE = {  # below "blocks.0." there, below "blocks/" and stacked here
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, Any]:
-    """Our parameters, as float32 numpy arrays, from a PyTorch state dict of numpy arrays (or of
-    tensors in a file, of which one at a time is read).
+    """Our parameters, `{"trunk": ..., "method": {NAME: ...}}`, as float32 numpy arrays.
 
-    The result is `{"trunk": ..., "method": {NAME: ...}}`; a method's parameters, such as SRA's head
-    (`ap_head.*`), are taken if they are there.
+    Args:
+      state_dict: arrays by PyTorch's name, or tensors in a file, which are read one at a time. A
+        method's parameters, such as SRA's head (`ap_head.*`), are taken if they are there.
+      config: shape of the trunk.
 
     Raises:
-      InputError: tensors that are missing, left over, or of another shape than `config` gives.
+      InputError: a tensor is missing, left over, or of another shape than `config` gives.
     """
     methods = released_methods(state_dict)
-    wanted = torch_shapes(config, methods)
-    _check_names(wanted, state_dict)
-    for key, shape in wanted.items():
-        if np.shape(state_dict[key]) != shape:
-            raise InputError(
-                f"tensor {key} has shape {np.shape(state_dict[key])}, this model expects {shape}"
-            )
+    if mismatch := find_mismatch(state_dict, torch_shapes(config, methods)):
+        raise InputError(f"the tensors do not fit this model: {mismatch}")
 
     def take(key: str, layout: Layout) -> np.ndarray:
         return layout.to_ours(np.asarray(state_dict[key], np.float32), config)
@@ -166,19 +163,6 @@ def _torch_shapes(config: DiTConfig, methods: tuple[str, ...]) -> dict[str, tupl
         return _torch_views({"trunk": trunk.init(key), "method": own}, config)
 
     return {name: array.shape for name, array in jax.eval_shape(views, jax.random.key(0)).items()}
-
-
-def _check_names(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    problems = []
-    for what, names in (
-        ("missing", set(wanted) - set(given)),
-        ("unknown", set(given) - set(wanted)),
-    ):
-        if names:
-            shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
-            problems.append(f"{len(names)} {what} ({shown})")
-    if problems:
-        raise InputError(f"the state dict does not fit this model: tensors {'; '.join(problems)}")
 
 
 def _get(tree: Mapping[str, Any], path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which published model a PyTorch state dict is, by the names and shapes of its tensors."""
+"""Recognises published models by the names and shapes of their tensors in PyTorch."""
 
 import math
 import re
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.core.state_dict import shorten
 from sra_jax.models import SIZES, TransformerConfig, name_variant
 from sra_jax.models.layers import position_table
-from sra_jax.torch_weights.layout import BLOCK_TABLE, HEAD_TABLE, TABLE
+from sra_jax.torch_weights.layout import HEAD_TABLE
 from sra_jax.torch_weights.original_sit import OUTPUT_WEIGHT, variance_rows
 
 LAYOUTS = {
@@ -38,8 +39,14 @@ MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class Recognised:
-    """A published model: whose `layout` it has, its shape, whether it has a projection head, and
-    where the number of heads was found."""
+    """A published model.
+
+    Attributes:
+      layout: whose names and conventions it has, one of `LAYOUTS`.
+      config: its shape.
+      head: whether it has a projection head.
+      heads_from: where the number of attention heads was found.
+    """
 
     layout: str
     config: TransformerConfig
@@ -61,10 +68,10 @@ class Recognised:
 
 
 def clean_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name without what wraps the model, and the name it had.
+    """Maps each name without the prefix of a wrapper (`WRAPPERS`) to the name in the file.
 
-    REPA's older files count the blocks above the aligned one anew, as `decoder_blocks`; they are
-    numbered on here.
+    REPA's older files name the blocks above the aligned one `decoder_blocks` and count them from 0;
+    here they continue the numbers of `blocks`.
 
     Raises:
       InputError: two tensors have one name.
@@ -88,20 +95,27 @@ def recognise(
     layout: str | None = None,
     num_heads: int | None = None,
 ) -> Recognised:
-    """What model `state_dict` (by clean names, of anything with a shape) holds.
+    """Recognises the published model that a state dict holds.
 
-    `args` are the arguments it was trained with, as far as known. `layout` and `num_heads` go
-    before what the file says.
+    Args:
+      state_dict: arrays, or anything with a shape, by clean name.
+      args: the arguments that the model was trained with, as far as the file has them.
+      layout: one of `LAYOUTS`; overrides what the file says.
+      num_heads: number of attention heads; overrides what the file says.
 
     Raises:
-      InputError: no published model, one that this package has no counterpart of, or one whose
-        number of heads nothing tells.
+      InputError: the model is not a published one, is not supported, or its number of attention
+        heads is unknown.
     """
     if layout is not None:
         expect_one_of("layout", layout, LAYOUTS)
     _refuse_qk_norm(state_dict, args)
-    if not set(SHAPES) <= set(state_dict):
-        raise InputError(_foreign(state_dict))
+    if missing := set(SHAPES) - set(state_dict):
+        raise InputError(
+            f"the state dict is of no model known here: expected the tensors of SiT or DiT, "
+            f"{len(missing)} of which are missing ({shorten(missing)}); found "
+            f"{shorten(state_dict)}"
+        )
     shapes = {name: _shape(state_dict, name) for name in SHAPES}
     width, channels, patch, _ = shapes["x_embedder.proj.weight"]
     outputs = shapes["final_layer.linear.weight"][0] / patch**2
@@ -143,10 +157,10 @@ def recognise(
 
 
 def path_of(args: Mapping[str, Any]) -> str:
-    """The interpolant's path, "linear" where the arguments do not say.
+    """The interpolant's path, "linear" if the arguments have none.
 
     Raises:
-      InputError: a path that is none of ours, or a prediction other than the velocity.
+      InputError: the path is unknown, or the model does not predict the velocity.
     """
     path, prediction = args.get("path_type", "linear"), args.get("prediction", "v")
     if path not in PATHS:
@@ -192,31 +206,6 @@ def _shape(state_dict: Mapping[str, Any], name: str) -> tuple[int, ...]:
     if not fits:
         raise InputError(f"tensor {name} has shape {shape}, expected {axes}")
     return shape
-
-
-def _foreign(state_dict: Mapping[str, Any]) -> str:
-    """Why a state dict is none of ours: the layout it is nearest to, and what sets them apart."""
-    base = {*TABLE, *(f"blocks.#.{name}" for name in BLOCK_TABLE)}
-    projectors = {f"{PROJECTORS}#.{i}.{leaf}" for i in (0, 2, 4) for leaf in ("weight", "bias")}
-    known = {"SiT and DiT": base, "SRA": base | {*HEAD_TABLE}, "REPA": base | projectors}
-    given = {re.sub(r"^(blocks|projectors)\.\d+\.", r"\1.#.", name) for name in state_dict}
-
-    def likeness(names: set[str]) -> float:
-        return len(names & given) / len(names | given)
-
-    nearest = max(known, key=lambda name: likeness(known[name]))
-    missing, extra = sorted(known[nearest] - given), sorted(given - known[nearest])
-    return (
-        f"the state dict is of no model known here; nearest is the layout of {nearest}, with which "
-        f"it shares {len(known[nearest] & given)} of {len(known[nearest])} kinds of tensors: it "
-        f"lacks {shorten(missing)}" + (f"; and it has {shorten(extra)}" if extra else "")
-    )
-
-
-def shorten(names: Iterable[str]) -> str:
-    """The first four names, and whether there are more."""
-    names = list(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _find_layout(

@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from sra_jax.core.errors import InputError
 from sra_jax.jobs.convert import ConvertRequest, convert
 from sra_jax.models import DiffusionTransformer
-from sra_jax.models.layers import position_table
 from sra_jax.torch_weights import from_torch
 
 
@@ -182,20 +181,15 @@ def test_a_file_is_written_whole_and_never_overwritten(tmp_path, sit, monkeypatc
     assert out.read_bytes() == before
 
 
-def test_projectors_are_kept_and_given_back(tmp_path, sit, caplog):
-    student, ema = (
-        with_projectors(sit.state_dict(n), i) for i, n in enumerate(("student", "teacher"))
-    )
+def test_projectors_are_dropped(tmp_path, sit, caplog):
+    student, ema = (with_projectors(sit.state_dict(name)) for name in ("student", "teacher"))
     torch.save(training_checkpoint(student, ema, ARGS["repa"]), tmp_path / "x.pt")
-    converted(tmp_path / "x.pt", tmp_path / "dropped")
+    converted(tmp_path / "x.pt", tmp_path / "run")
     assert "6 tensors of projectors dropped" in caplog.text
-    converted(tmp_path / "dropped", tmp_path / "dropped.safetensors")
-    expected = {k: v for k, v in ema.items() if not k.startswith("projectors")}
-    assert_same_tensors(load_file(tmp_path / "dropped.safetensors"), expected)
-    converted(tmp_path / "x.pt", tmp_path / "kept", keep_projectors=True)
     for weights, state in {"ema": ema, "student": student}.items():
-        converted(tmp_path / "kept", tmp_path / f"{weights}.safetensors", weights=weights)
-        assert_same_tensors(load_file(tmp_path / f"{weights}.safetensors"), state)
+        converted(tmp_path / "run", tmp_path / f"{weights}.safetensors", weights=weights)
+        expected = {k: v for k, v in state.items() if not k.startswith("projectors")}
+        assert_same_tensors(load_file(tmp_path / f"{weights}.safetensors"), expected)
 
 
 def test_half_precision_is_told_and_widened(tmp_path, sit, caplog):
@@ -208,28 +202,16 @@ def test_half_precision_is_told_and_widened(tmp_path, sit, caplog):
     )
 
 
-def test_another_resolution_makes_a_new_position_table(tmp_path, sit, caplog):
-    torch.save(tensors(sit.state_dict("student")), tmp_path / "x.pt")
-    _, same = loaded(converted(tmp_path / "x.pt", tmp_path / "same", resolution=64))
-    assert_same_tree(same, from_torch(sit.state_dict("student"), sit.config))
-    trained, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run", resolution=128))
-    assert trained.model.config.input_size == 16 and trained.data.resolution == 128
-    np.testing.assert_array_equal(params["pos_embed"], position_table(8, 32))
-    assert "position table made anew for 8x8 patches" in caplog.text
-    params["pos_embed"] = same["pos_embed"]
-    assert_same_tree(params, same)
-
-
 def test_what_does_not_fit_is_listed_and_dropped_only_when_asked(tmp_path, sit, caplog):
     state = tensors(sit.state_dict("student"))
     missing = state.pop("blocks.2.mlp.fc2.bias")
     torch.save(state | {"logvar": missing, "extra.bias": missing}, tmp_path / "x.pt")
     with pytest.raises(InputError) as error:
         converted(tmp_path / "x.pt", tmp_path / "run")
-    assert "left over: extra.bias, logvar; missing: blocks.2.mlp.fc2.bias" in str(error.value)
+    assert "1 missing (blocks.2.mlp.fc2.bias); 2 left over (extra.bias, logvar)" in str(error.value)
     assert "--allow_mismatch" in str(error.value) and not (tmp_path / "run").exists()
     _, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run", allow_mismatch=True))
-    assert "left over: extra.bias, logvar; missing: blocks.2.mlp.fc2.bias" in caplog.text
+    assert "dropped extra.bias, logvar; initialised blocks.2.mlp.fc2.bias" in caplog.text
     expected = from_torch(sit.state_dict("student"), sit.config)
     np.testing.assert_array_equal(params["blocks"]["mlp"]["fc2"]["bias"][2], 0)
     expected["blocks"]["mlp"]["fc2"]["bias"][2] = 0
@@ -273,10 +255,6 @@ BAD = {
     "heads that do not divide": ({"num_heads": 5}, "by the 5 heads"),
     "no heads": ({"num_heads": None}, "give --num_heads"),
     "layout": ({"layout": "rpa"}, "did you mean 'repa'"),
-    "resolution": ({"resolution": 100}, "resolution is 100, expected a multiple of 16"),
-    "optimizer": ({"optimizer": "adam"}, "unknown optimizer 'adam'"),
-    "no optimizer": ({"optimizer": "carried"}, "holds no optimiser"),
-    "no projectors": ({"keep_projectors": True}, "holds no projectors"),
     "head": ({"new_head": True}, "has a projection head"),
     "step": ({"checkpoint": 3}, "--checkpoint is for when a workdir is exported"),
     "weights": ({"weights": "student"}, "--weights is for when a workdir is exported"),
@@ -319,7 +297,7 @@ def test_the_command_refuses_in_one_line(forks, tmp_path):
     before = sorted(tmp_path.iterdir())
     for flags, part in (
         ([], "--source is missing"),
-        ([f"--source={tmp_path}/resnet.pt", f"--out={tmp_path}/run"], "nearest is the layout of"),
+        ([f"--source={tmp_path}/resnet.pt", f"--out={tmp_path}/run"], "found conv1.weight"),
         ([f"--source={tmp_path}/code.pt", f"--out={tmp_path}/run"], "holds code (posix.system)"),
         (
             [f"--source={tmp_path}/cut.safetensors", f"--out={tmp_path}/run"],
@@ -337,5 +315,5 @@ def test_the_command_refuses_in_one_line(forks, tmp_path):
 def test_help_shows_examples(forks):
     result = forks.run("convert", ["--help"])
     assert result.code == 0 and "python -m sra_jax convert --source=" in result.out
-    for flag in ("source", "out", "num_heads", "weights", "optimizer", "resolution"):
+    for flag in ("source", "out", "num_heads", "weights", "new_head"):
         assert f"--{flag}: " in result.out or f"--[no]{flag}: " in result.out

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from commands import DIGITS, Kill, assert_refused, devices, digits, finish, start
 from PIL import Image
-from sra_jax.data.embedded import load_digits
 from tiny import hurry_classifier
 
-from sra_jax.data.embedded import EMBEDDED
+from sra_jax.data.embedded import EMBEDDED, load_digits
 from sra_jax.jobs.evaluate import EvaluateRequest, evaluate
 
 

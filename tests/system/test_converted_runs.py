@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from commands import REPOSITORY, assert_bit_identical, saved_arrays
+from commands import REPOSITORY
 from converted import assert_same_tree, converted, loaded
 from published import as_original_sit, tensors, training_checkpoint, without_head
 from safetensors.numpy import save_file as save_numpy
@@ -19,7 +19,7 @@ from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.data.records import LatentSpec, write_latents
 from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
 from sra_jax.run import directory as workdirs
-from sra_jax.torch_weights import from_torch, to_torch
+from sra_jax.torch_weights import to_torch
 from sra_jax.torch_weights.imported import latent_spec
 
 
@@ -112,36 +112,6 @@ def test_a_model_without_a_head_can_be_given_one(forks, tmp_path, dit):
     assert (result.code, result.err) == (0, "") and "alignment" in result.out
 
 
-def test_the_optimiser_is_carried_over(forks, tmp_path, sit):
-    state = sit.state_dict("student")
-    parameters = tensors(state)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=3e-4, eps=1e-7)
-    for name, tensor in parameters.items():
-        tensor.grad = None if name == "pos_embed" else 0.01 * torch.ones_like(tensor) + tensor
-    optimizer.step()
-    moments = optimizer.state_dict()
-    content = training_checkpoint(state, sit.state_dict("teacher"), {}, moments)
-    torch.save(content, tmp_path / "x.pt")
-    workdir = converted(tmp_path / "x.pt", tmp_path / "run", optimizer="carried")
-    saved = workdirs.read(workdirs.open_directory(str(workdir))).config["optimizer"]
-    assert (saved["learning_rate"], saved["eps"]) == (3e-4, 1e-7)
-    arrays = saved_arrays(workdir, 1)
-    assert arrays["['step']"] == 1
-    for ours, theirs in {"mu": "exp_avg", "nu": "exp_avg_sq"}.items():
-        expected = {
-            name: moments["state"][i][theirs].numpy() if i else np.zeros_like(state[name])
-            for i, name in enumerate(state)  # the position table is the first parameter
-        }
-        leaves, _ = jax.tree_util.tree_flatten_with_path(from_torch(expected, sit.config))
-        start = f"['opt_state'][1][0]['{ours}']"
-        found = {k.removeprefix(start): a for k, a in arrays.items() if k.startswith(start)}
-        assert_bit_identical(found, {jax.tree_util.keystr(k): a for k, a in leaves})
-    flags = train_flags(workdir, data_of(tmp_path / "data"), "--config.train.steps=2")
-    result = forks.run("train", flags)
-    assert (result.code, result.err) == (0, "")
-    assert "resuming from step 1" in result.out and "fresh" not in result.out
-
-
 def test_sample_takes_a_converted_run(forks, tmp_path, sit):
     """Of pixels: an SD-VAE's weights are not here."""
     state = sit.state_dict("student")
@@ -180,7 +150,7 @@ def test_the_command_that_trains_it_further_is_told(tmp_path, kind, head, caplog
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
     save_numpy(to_torch(params, model), tmp_path / "x.safetensors")
     converted(tmp_path / "x.safetensors", tmp_path / "run", num_heads=None)
-    told = [line.removeprefix("next: python -m sra_jax.") for line in caplog.messages]
+    told = [line.removeprefix("next: python -m sra_jax ") for line in caplog.messages]
     told = {line.split()[0]: line.split()[1:] for line in told if "--workdir=" in line}
     assert told["sample"][1:] == ["--vae=FOLDER", "--out=samples.npz"]
     assert told["evaluate"][1:] == ["--vae=FOLDER", "--reference=FILE", "--inception=FILE"]

@@ -9,8 +9,8 @@ import pytest
 from commands import DIGITS, run, start
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sra_jax.data.embedded import load_digits
 
+from sra_jax.data.embedded import load_digits
 from sra_jax.evaluation.statistics import fit_gaussian, frechet_distance
 
 pytestmark = pytest.mark.slow

@@ -51,7 +51,6 @@ def test_a_training_checkpoint(tmp_path, new):
     assert_state(checkpoint.trees["model"])
     assert_state(checkpoint.trees["ema"], content["ema"])
     assert checkpoint.args == {"model": "SiT-XL/2", "lr": 1e-4, "tags": ["x", None]}
-    assert checkpoint.steps == 400 and checkpoint.optimizer == content["opt"]
 
 
 def test_a_bare_state_dict(tmp_path):
@@ -88,8 +87,13 @@ def test_what_is_written_is_read(tmp_path, ending):
     checkpoint = read_checkpoint(path)
     (tree,) = checkpoint.trees.values()
     assert_state(tree)
-    assert checkpoint.args["model"] == "SiT" and int(checkpoint.args["num_heads"]) == 6
-    assert checkpoint.steps == 12
+    assert {name: str(value) for name, value in checkpoint.args.items() if name != "format"} == {
+        "model": "SiT",
+        "num_heads": "6",
+        "steps": "12",
+    }
+    if ending == ".pt":
+        assert torch.load(path, weights_only=True)["steps"] == 12  # read by the authors' scripts
 
 
 def test_a_safetensors_needs_no_torch(tmp_path, monkeypatch):

@@ -98,15 +98,15 @@ def add(name, shape=(2,)):
             ["2 missing (blocks.1.mlp.fc1.bias, blocks.1.mlp.fc1.weight)"],
         ),
         (drop("ap_head.linear2.weight"), ["1 missing (ap_head.linear2.weight)"]),
-        (add("blocks.3.mlp.fc1.bias"), ["1 unknown (blocks.3.mlp.fc1.bias)"]),
-        (add("module.pos_embed"), ["1 unknown (module.pos_embed)"]),
+        (add("blocks.3.mlp.fc1.bias"), ["1 left over (blocks.3.mlp.fc1.bias)"]),
+        (add("module.pos_embed"), ["1 left over (module.pos_embed)"]),
         (
             lambda state: [add(f"extra.{i}")(state) for i in range(6)],
-            ["6 unknown", "extra.0", "extra.3, ..."],
+            ["6 left over", "extra.0", "extra.3 and 2 more"],
         ),
         (
             lambda state: (drop("pos_embed")(state), add("pos_embeds")(state)),
-            ["1 missing (pos_embed)", "1 unknown (pos_embeds)"],
+            ["1 missing (pos_embed)", "1 left over (pos_embeds)"],
         ),
         (
             add("x_embedder.proj.weight", (24, 3, 4, 4)),

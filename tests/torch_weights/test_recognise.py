@@ -207,13 +207,13 @@ REFUSED = {
     ),
     "another model": (
         resnet(),
-        "nearest is the layout of SiT and DiT, with which it shares 0 of 22",
+        "5 of which are missing (blocks.0.mlp.fc1.weight, final_layer.linear.weight, pos_embed, ",
+        "found conv1.weight, fc.weight, layer1.0.conv1.weight, ",
     ),
-    "a ViT": (vit(), "SiT and DiT, with which it shares 3 of 22 kinds of tensors: it lacks "),
+    "a ViT": (vit(), "expected the tensors of SiT or DiT", "found blocks.0.attn.qkv.bias, "),
     "nearly REPA": (
         {k: v for k, v in with_projectors(sit()).items() if k != "pos_embed"},
-        "nearest is the layout of REPA, with which it shares 27 of 28 kinds of tensors: it lacks "
-        "pos_embed",
+        "missing (pos_embed)",
     ),
     "predicts 3": (
         replaced(final_layer__linear__weight=(12, 24)),
