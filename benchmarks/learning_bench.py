@@ -171,5 +171,5 @@ def fit_probes(features: np.ndarray, labels: np.ndarray, split: int, classes: in
     """
     features, labels = jnp.asarray(features), jnp.asarray(labels)
     train, test = standardise(features[:, :split], features[:, split:])
-    linear = QuickProtocol().fit(train, labels[:split], classes, seed=0, told=lambda share: None)
+    linear = QuickProtocol().fit(train, labels[:split], classes, seed=0, on_progress=lambda _: None)
     return [float(share) for share in accuracy(linear, test, labels[split:]).top1]

@@ -1,4 +1,4 @@
-"""From a workdir to what its blocks know: numbers, pictures, and features kept for next time."""
+"""Probes the blocks of a run's model: writes a report, figures, and a cache of features."""
 
 import dataclasses
 import json
@@ -23,26 +23,26 @@ from sra_jax.data.records import LatentSource
 from sra_jax.distributed.mesh import MeshConfig, make_mesh
 from sra_jax.jobs.requests import ProbeRequest
 from sra_jax.probing.alignment import alignment
-from sra_jax.probing.cache import FeatureCache, Shape, keeping_features
-from sra_jax.probing.features import Lens, Selection, place_params
+from sra_jax.probing.cache import FeatureCache, keeping_features
+from sra_jax.probing.features import FeatureExtractor, Selection, place_params
 from sra_jax.probing.linear import PROTOCOLS, choose_protocol
 from sra_jax.probing.pca import pca_maps
-from sra_jax.probing.split import hold_out, open_fitting
-from sra_jax.probing.survey import Half, fill, survey
+from sra_jax.probing.split import open_fitting, train_test_split
+from sra_jax.probing.survey import Split, Survey, fill
 from sra_jax.run import directory as workdirs
 
 FORMAT_VERSION = 1
-FEATURES_VERSION = 1  # of how features are computed: those of another version are not used
+FEATURES_VERSION = 1  # of how features are computed; cached ones of other versions are not used
 REPORT_FILE = "probe.json"
 PCA_IMAGES, MAX_PCA_IMAGES = 3, 16
 WEIGHTS_IN_TITLES = {"ema": "EMA", "student": "student"}
-ALIGNED_IMAGES = 256  # whose student and teacher features are compared
+ALIGNED_IMAGES = 256  # at most; their student's and teacher's features are compared
 
 _log = logging.getLogger(__name__)
 
 
 class _Plan(NamedTuple):
-    """A request, understood: what every checkpoint is asked."""
+    """A validated request: everything that is the same for all checkpoints."""
 
     request: ProbeRequest
     blocks: tuple[int, ...]
@@ -55,11 +55,14 @@ class _Plan(NamedTuple):
 
 
 def probe(request: ProbeRequest) -> dict[str, Any]:
-    """Probes the checkpoints asked for; writes `probe.json` and pictures, and returns the former.
+    """Probes one or more checkpoints of a run; writes `probe.json` and figures.
+
+    Returns:
+      The content of `probe.json`.
 
     Raises:
-      InputError: something about the request, the workdir or the data is wrong.
-      RunError: the disk is full or fails.
+      InputError: the request, the workdir or the data is wrong.
+      RunError: the features are not finite, or the disk is full or fails.
     """
     workdir = workdirs.open_directory(request.workdir)
     saved = workdirs.read(workdir)
@@ -75,22 +78,23 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
     with locked(out):
         train, test = _open_data(request, saved, out)
         protocol = choose_protocol(request.protocol, len(train.numbers))
-        shown = _choose_images(request.images, test)
+        pca_images = _choose_images(request.images, test)
         mesh = make_mesh(MeshConfig(), jax.local_devices())
         plan = _Plan(request, blocks, times, train, test, protocol, out / "features", mesh)
         _log.info(
-            "images   %s to learn from, %s held out; %s protocol",
-            *(f"{len(half.numbers):,}" for half in (train, test)),
+            "images   %s for training, %s for testing; %s protocol",
+            f"{len(train.numbers):,}",
+            f"{len(test.numbers):,}",
             protocol,
         )
-        _log.info("always naming the majority class: %.1f %%", 100 * _majority(test))
+        _log.info("accuracy of the majority class: %.1f %%", 100 * _majority(test))
         reports = []
         for step in steps:
             trained = workdirs.load_model(request.workdir, request.weights, step)
             reports.append(_probe_checkpoint(plan, trained))
         report = _summarise(plan, experiment, reports)
         with keeping_features(out):
-            report["pictures"] = _draw(plan, report, trained, shown, out)
+            report["pictures"] = _draw(plan, report, trained, pca_images, out)
             with atomic_write(out / REPORT_FILE) as scratch:
                 scratch.write_text(json.dumps(report, indent=2) + "\n")
     for name in (REPORT_FILE, *report["pictures"]):
@@ -99,18 +103,18 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
 
 
 def parse_blocks(text: str, depth: int) -> tuple[int, ...]:
-    """ "all" or "1,8" -> increasing blocks. Raises InputError for one that the model lacks."""
+    """Parses "all" or "1,8" to increasing blocks. Raises InputError for an unknown block."""
     if text == "all":
         return tuple(range(1, depth + 1))
     blocks = _parse_list("blocks", text, int, "all or a list like 1,8")
     for block in blocks:
         if not 1 <= block <= depth:
-            raise InputError(f"block {block} is not there, expected blocks from 1 to {depth}")
+            raise InputError(f"no block {block}, expected 1 to {depth}")
     return tuple(sorted(set(blocks)))
 
 
 def parse_times(text: str) -> tuple[float, ...]:
-    """ "0.1,0.5" -> increasing times. Raises InputError for one outside of [0, 1]."""
+    """Parses "0.1,0.5" to increasing times. Raises InputError for a time outside of [0, 1]."""
     times = _parse_list("times", text, float, "a list like 0.1,0.5")
     for time in times:
         if not 0 <= time <= 1:
@@ -137,25 +141,23 @@ def _check(request: ProbeRequest) -> None:
 
 
 def _choose_steps(request: ProbeRequest, workdir: epath.Path) -> list[int | None]:
-    """The checkpoints to probe, in order; None is the newest that is undamaged."""
-    there = CheckpointStore(workdir).steps()
+    """Returns the steps of the checkpoints to probe; None is the newest undamaged one."""
+    saved = CheckpointStore(workdir).steps()
     if request.checkpoints is not None and request.every is not None:
         raise InputError("--checkpoints and --every exclude each other; give one of them")
     if request.checkpoints is not None:
-        steps = sorted(
-            set(_parse_list("checkpoints", request.checkpoints, int, "a list like 1000,2000"))
-        )
-        if absent := [step for step in steps if step not in there]:
-            raise InputError(f"no step {absent[0]} in {workdir}, expected some of {there}")
-        return steps
+        steps = _parse_list("checkpoints", request.checkpoints, int, "a list like 1000,2000")
+        if absent := [step for step in sorted(steps) if step not in saved]:
+            raise InputError(f"no step {absent[0]} in {workdir}, expected some of {saved}")
+        return sorted(set(steps))
     if request.every is None:
         return [None]
     if request.every < 1:
         raise InputError(f"every is {request.every}, expected at least 1")
-    steps = [step for step in there if step % request.every == 0]
+    steps = [step for step in saved if step % request.every == 0]
     if not steps:
         raise InputError(
-            f"no step in {workdir} is a multiple of {request.every}, there are {there}; train with "
+            f"no step in {workdir} is a multiple of {request.every}, there are {saved}; train with "
             "--config.train.keep_every to keep more of them"
         )
     return steps
@@ -164,12 +166,10 @@ def _choose_steps(request: ProbeRequest, workdir: epath.Path) -> list[int | None
 def _open_data(
     request: ProbeRequest, saved: workdirs.SavedRun, out: Path
 ) -> tuple[Selection, Selection]:
-    """The images to learn from, and those held out."""
+    """Returns the training and the test images."""
 
     def open_set(path: str) -> LatentSource:
-        if path in EMBEDDED:
-            path = ensure_embedded(path, out)
-        return open_fitting(path, saved.data)
+        return open_fitting(ensure_embedded(path, out) if path in EMBEDDED else path, saved.data)
 
     data = saved.config["data"]["path"] if request.data is None else request.data
     if request.data is None and data not in EMBEDDED and not Path(data).is_dir():
@@ -178,11 +178,11 @@ def _open_data(
             "the same kind"
         )
     test_data = None if request.test_data is None else open_set(request.test_data)
-    return hold_out(open_set(data), test_data, request.num, request.seed)
+    return train_test_split(open_set(data), test_data, request.num, request.seed)
 
 
 def _choose_images(text: str | None, test: Selection) -> np.ndarray:
-    """Numbers [I] of the images whose maps are drawn."""
+    """Returns the numbers [I] of the images in the PCA figure."""
     if text is None:
         _, firsts = np.unique(test.labels, return_index=True)
         return test.numbers[firsts[:PCA_IMAGES]]
@@ -195,41 +195,34 @@ def _choose_images(text: str | None, test: Selection) -> np.ndarray:
     return np.array(numbers, np.int32)
 
 
-def _lens(plan: _Plan, trained: workdirs.TrainedModel) -> Lens:
-    data = trained.data
-    return Lens(
-        trained.model, trained.experiment.process, data.scale, data.shift, plan.request.seed
-    )
+def _extractor(plan: _Plan, trained: workdirs.TrainedModel) -> FeatureExtractor:
+    process, data = trained.experiment.process, trained.data
+    return FeatureExtractor(trained.model, process, data.scale, data.shift, plan.request.seed)
 
 
 def _probe_checkpoint(plan: _Plan, trained: workdirs.TrainedModel) -> dict[str, Any]:
-    """What one checkpoint's features are worth."""
+    """Probes one checkpoint; returns its entry in the report."""
     _log.info("probing the %s weights of step %s", plan.request.weights, f"{trained.step:,}")
-    lens, config = _lens(plan, trained), trained.model.config
-    seen = {
+    extractor, config = _extractor(plan, trained), trained.model.config
+    identity = {
         "format": FEATURES_VERSION,
         "weights": digest(json.dumps(fingerprint(trained.params)).encode()),
         "model": dataclasses.asdict(config),
-        "process": repr(lens.process),
-        **{name: getattr(lens, name) for name in ("scale", "shift", "seed")},
+        "process": repr(extractor.process),
+        **{name: getattr(extractor, name) for name in ("scale", "shift", "seed")},
         "platform": jax.default_backend(),
     }
-    halves = []
+    splits = []
     for side, images in (("train", plan.train), ("test", plan.test)):
         name = f"step{trained.step}-{plan.request.weights}-{side}"
-        shape = Shape(len(images.numbers), config.width)
-        cache = FeatureCache(plan.features, name, seen | {"images": images.digest}, shape)
-        halves.append(Half(images, cache))
-    fill(halves, lens, place_params(trained.params, plan.mesh), plan.blocks, plan.times, plan.mesh)
-    cells = survey(
-        *halves,
-        plan.blocks,
-        plan.times,
-        config.num_classes,
-        PROTOCOLS[plan.protocol],
-        plan.request.seed,
-        jax.local_devices(),
-    )
+        shape = len(images.numbers), config.width
+        cache = FeatureCache(plan.features, name, identity | {"images": images.digest}, shape)
+        splits.append(Split(images, cache))
+    params = place_params(trained.params, plan.mesh)
+    fill(splits, extractor, params, plan.blocks, plan.times, plan.mesh)
+    protocol, seed = PROTOCOLS[plan.protocol], plan.request.seed
+    survey = Survey(*splits, config.num_classes, protocol, seed, jax.local_devices())
+    cells = survey.run(plan.blocks, plan.times)
     for time in plan.times:
         row = "  ".join(f"{100 * cell.top1:5.1f}" for cell in cells if cell.time == time)
         _log.info("t = %-5s top-1 accuracy by block, %%: %s", time, row)
@@ -241,7 +234,7 @@ def _probe_checkpoint(plan: _Plan, trained: workdirs.TrainedModel) -> dict[str, 
 
 
 def _align(plan: _Plan, trained: workdirs.TrainedModel) -> list[dict[str, float]] | None:
-    """How near the student's features are to the teacher's at each time; None without a method."""
+    """Returns the alignment of student and teacher at each time; None without a method."""
     method, request = trained.experiment.sra, plan.request
     with CheckpointStore(request.workdir) as store:
         both = store.names(trained.step) >= set(workdirs.TREES.values())
@@ -250,11 +243,11 @@ def _align(plan: _Plan, trained: workdirs.TrainedModel) -> list[dict[str, float]
     params = {request.weights: trained.params}
     for weights in workdirs.TREES.keys() - params.keys():
         params[weights] = workdirs.load_model(request.workdir, weights, trained.step).params
-    lens, numbers = _lens(plan, trained), plan.test.numbers
+    extractor, numbers = _extractor(plan, trained), plan.test.numbers
     numbers = numbers[:: math.ceil(len(numbers) / ALIGNED_IMAGES)]
     moments = plan.test.source.read(numbers.tolist())["moments"]
     cosines = [
-        alignment(lens, method, params["student"], params["ema"], moments, numbers, time)
+        alignment(extractor, method, params["student"], params["ema"], moments, numbers, time)
         for time in plan.times
     ]
     return [{"time": t, "cosine": cosine} for t, cosine in zip(plan.times, cosines, strict=True)]
@@ -282,14 +275,14 @@ def _summarise(plan: _Plan, experiment: Experiment, reports: list[dict]) -> dict
 
 
 def _majority(test: Selection) -> float:
-    """The share of the most frequent class."""
+    """Returns the share of the most frequent class."""
     return float(np.bincount(test.labels).max() / len(test.labels))
 
 
 def _draw(
-    plan: _Plan, report: dict, trained: workdirs.TrainedModel, shown: np.ndarray, out: Path
+    plan: _Plan, report: dict, trained: workdirs.TrainedModel, pca_images: np.ndarray, out: Path
 ) -> list[str]:
-    """Draws the last checkpoint, and all of them together; returns the files' names."""
+    """Draws the last checkpoint, and the course of several; returns the names of the files."""
     from sra_jax.probing import plots  # matplotlib takes a second to import
 
     grid = plots.Grid(plan.blocks, plan.times, report["student_block"], report["teacher_block"])
@@ -301,7 +294,7 @@ def _draw(
     figures = {
         "heatmap.png": plots.draw_heatmap(accuracy[-1], grid, f"Linear probe of {title}"),
         "depth.png": plots.draw_depth(accuracy[-1], grid, majority, f"Linear probe of {title}"),
-        "pca.png": plots.draw_pca(*_map(plan, trained, shown), grid, f"PCA maps of {title}"),
+        "pca.png": plots.draw_pca(*_map(plan, trained, pca_images), grid, f"PCA maps of {title}"),
     }
     if len(accuracy) > 1:
         steps = [one["step"] for one in report["checkpoints"]]
@@ -314,16 +307,20 @@ def _draw(
 
 
 def _map(
-    plan: _Plan, trained: workdirs.TrainedModel, shown: np.ndarray
+    plan: _Plan, trained: workdirs.TrainedModel, numbers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """PCA maps [T, K, I, g, g, 3] of the images `shown`, what the model saw, [T, I, H, W, C], and
-    what to call them. The latter are as if of pixels in [-1, 1]."""
-    records, lens = plan.test.source.read(shown.tolist()), _lens(plan, trained)
-    maps, inputs = [], []
+    """Computes the PCA maps of some images.
+
+    Returns:
+      The maps [T, K, I, g, g, 3]; the model's inputs [T, I, H, W, C], scaled from [-1, 1] to [0, 1]
+      like pixels; and the names of the images.
+    """
+    records, extractor = plan.test.source.read(numbers.tolist()), _extractor(plan, trained)
+    moments, maps, inputs = records["moments"], [], []
     for time in plan.times:
-        t = lens.process.model_time(time)
-        seen = lens.patch_features(trained.params, records["moments"], shown, t, plan.blocks)
+        t = extractor.process.model_time(time)
+        seen = extractor.patch_features(trained.params, moments, numbers, t, plan.blocks)
         maps.append([pca_maps(one) for one in np.asarray(seen.features, np.float32)])
         inputs.append(np.clip(np.asarray(seen.inputs) / 2 + 0.5, 0, 1))
-    names = [f"image {n}, class {y}" for n, y in zip(shown, records["labels"], strict=True)]
+    names = [f"image {n}, class {y}" for n, y in zip(numbers, records["labels"], strict=True)]
     return np.array(maps), np.array(inputs), names

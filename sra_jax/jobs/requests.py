@@ -66,10 +66,10 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What to probe.
+    """Arguments of a probe.
 
-    None leaves the checkpoint to the newest, data to the run's own, test_data to a fifth of them,
-    images to three of different classes, and out to the workdir's `probe`.
+    None stands for a default: the newest checkpoint, the run's own data, a fifth of the data as
+    test_data, three images of different classes, and WORKDIR/probe as out.
     """
 
     workdir: str = _flag("Directory of the run.")
@@ -81,17 +81,17 @@ class ProbeRequest:
     )
     every: int | None = _flag("All checkpoints whose step is a multiple of this.", None)
     data: str | None = _flag(
-        "Latents to learn from, embedded:digits or embedded:shapes; else the run's own.", None
+        "Latents to train on, embedded:digits or embedded:shapes; else the run's own.", None
     )
     test_data: str | None = _flag(
-        "The same, to be tried on; else a fifth of --data is held out.", None
+        "Latents to test on, likewise; else a fifth of --data is held out.", None
     )
-    num: int = _flag("Images of each set, drawn by the seed; 0 is all.", 50_000)
+    num: int = _flag("Images of each set, chosen by the seed; 0 is all.", 50_000)
     protocol: str = _flag(
-        "paper (80 epochs of Adam), quick (L-BFGS), or auto: by the data's size.", "auto"
+        "paper (80 epochs of Adam), quick (L-BFGS), or auto: by the number of images.", "auto"
     )
     images: str | None = _flag("Numbers of the images in pca.png, like 0,7.", None)
-    seed: int = _flag("Of the noise, of what is held out, and of the batches.", 0)
+    seed: int = _flag("Of the noise, the train/test split and the batches.", 0)
     out: str | None = _flag("Directory to write to; WORKDIR/probe if not given.", None)
 
 

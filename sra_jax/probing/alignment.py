@@ -1,7 +1,4 @@
-"""Simple spectra of features: into how many directions they spread, how student and teacher agree.
-
-The features' norms, which grow as training goes on, come with the features themselves.
-"""
+"""The effective rank of features, and the alignment of the student's with the teacher's."""
 
 import dataclasses
 from functools import partial
@@ -12,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from sra_jax.methods.sra import SRAConfig, sra_loss
-from sra_jax.probing.features import Lens
+from sra_jax.probing.features import FeatureExtractor
 
-AT_ONCE = 64  # images
+BATCH = 64  # images
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """Into how many directions the rows of [N, D] spread, from 1 to D; 0 if they are all alike.
+    """Computes the effective rank of rows [N, D], from 1 to D; 0 if all rows are equal.
 
-    The exponential of the entropy of the centred features' normalised singular values (Roy &
+    It is the exponential of the entropy of the centred features' normalised singular values (Roy &
     Vetterli 2007, "The effective rank").
     """
     centred = np.asarray(features, np.float64)
     centred -= centred.mean(axis=0)
-    squares = np.linalg.eigvalsh(centred.T @ centred)  # far quicker than the values themselves
+    squares = np.linalg.eigvalsh(centred.T @ centred)  # much faster than an SVD
     values = np.sqrt(np.maximum(squares, 0))
     if not values.max(initial=0) > 0:
         return 0.0
@@ -34,7 +31,7 @@ def effective_rank(features: np.ndarray) -> float:
 
 
 def alignment(
-    lens: Lens,
+    extractor: FeatureExtractor,
     method: SRAConfig,
     student: Any,
     teacher: Any,
@@ -42,37 +39,49 @@ def alignment(
     numbers: np.ndarray,
     time: float,
 ) -> float:
-    """Mean cosine of what the method pulls together, over images and their patches.
+    """Computes the mean cosine of the two features that the method aligns.
 
-    On one side the projected features of the student's block at `time` in [0, 1], by the parameters
-    `student`; on the other those of the teacher's block at the teacher's mean time, by `teacher`.
-    `moments` [N, H, W, 2 C] and `numbers` [N] are the images.
+    They are the projected features of the student's block at `time`, and the features of the
+    teacher's block at the mean of the teacher's times.
+
+    Args:
+      extractor: makes the models' inputs.
+      method: names the two blocks and the gap between their times.
+      student, teacher: parameters.
+      moments: of the images, [N, H, W, 2 C].
+      numbers: of the images in their data set, [N].
+      time: in [0, 1].
+
+    Returns:
+      The mean over images and patches, in [-1, 1].
     """
-    t = lens.process.model_time(time)
-    parts = [slice(start, start + AT_ONCE) for start in range(0, len(numbers), AT_ONCE)]
-    cosines = [
-        _cosines(lens, method, student, teacher, moments[part], numbers[part], t) for part in parts
-    ]
+    t = extractor.process.model_time(time)
+    cosines = []
+    for start in range(0, len(numbers), BATCH):
+        rows = slice(start, start + BATCH)
+        cosines.append(
+            _cosines(extractor, method, student, teacher, moments[rows], numbers[rows], t)
+        )
     return float(np.concatenate(cosines).mean())
 
 
-@partial(jax.jit, static_argnames=("lens", "method"))
-def _cosines(lens, method, student, teacher, moments, numbers, t):
-    """Of each image: [B]."""
-    x, noise = lens.show(moments, numbers)
+@partial(jax.jit, static_argnames=("extractor", "method"))
+def _cosines(extractor, method, student, teacher, moments, numbers, t):
+    """Returns the mean cosine over patches for each image, [B]."""
+    x, noise = extractor.inputs(moments, numbers)
     times = jnp.full(len(x), t)
-    u = jnp.full(len(x), 1.0 if method.gap == "fixed" else 0.5)  # the mean of what training draws
-    apply = lens.model.apply
+    u = jnp.full(len(x), 1.0 if method.gap == "fixed" else 0.5)  # the mean of training's draws
+    apply = extractor.model.apply
     losses = sra_loss(
         dataclasses.replace(method, distance="cosine"),
-        lens.process,
+        extractor.process,
         partial(apply, {"params": student}),
         partial(apply, {"params": teacher}),
         partial(apply, {"params": student}, method="project"),
         x,
-        lens.null_labels(len(x)),
+        extractor.null_labels(len(x)),
         noise,
         times,
-        lens.process.teacher_time(times, u, method.gap_max),
+        extractor.process.teacher_time(times, u, method.gap_max),
     )
     return 1 - losses.alignment

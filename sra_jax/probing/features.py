@@ -1,8 +1,8 @@
-"""The features inside a model: any blocks, at any time, of many images, over any mesh.
+"""Extracts the features of any blocks of a model at any time, for many images, on any mesh.
 
-What the model is shown: the mean of each image's posterior rather than a draw from it, under noise
-that depends on the image's number alone, with the null label. The image is therefore the same at
-every time and in every checkpoint, and the model is never told its class.
+The model's input is the mean of each image's posterior (not a draw from it), with noise that
+depends only on the image's number, and the null label. An image therefore has the same noise at
+every time and in every checkpoint, and the model does not know its class.
 """
 
 import dataclasses
@@ -28,15 +28,21 @@ from sra_jax.distributed.sharding import tree_shardings
 from sra_jax.models import DiffusionTransformer
 from sra_jax.processes import Process
 
-PER_DEVICE = 64  # images; of XL/2 they make 1 GB of features in bfloat16
+PER_DEVICE = 64  # images; their features in XL/2 take 1 GB in bfloat16
 READ_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Lens:
-    """How images are shown to a model: all that decides its features beside weights and images.
+class FeatureExtractor:
+    """Extracts features with fixed noise and the null label.
 
-    `scale` and `shift` lead from stored latents to the model's; `seed` is that of the noise.
+    Everything that affects them, except parameters and images, is a field.
+
+    Attributes:
+      model: the model.
+      process: adds the noise.
+      scale, shift: a latent is the stored mean * scale + shift.
+      seed: of the noise.
     """
 
     model: DiffusionTransformer
@@ -45,9 +51,8 @@ class Lens:
     shift: float = 0.0
     seed: int = 0
 
-    def show(self, moments: jax.Array, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Latents and their noise, [B, H, W, C], of `moments` [B, H, W, 2 C] and the images'
-        `numbers` [B]."""
+    def inputs(self, moments: jax.Array, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns latents and noise [B, H, W, C] of `moments` [B, H, W, 2 C] and `numbers` [B]."""
         mean = jnp.split(moments.astype(jnp.float32), 2, axis=-1)[0]
         key = stream_key(self.seed, "probe")
         draw = partial(jax.random.normal, shape=mean.shape[1:])
@@ -55,7 +60,7 @@ class Lens:
         return mean * self.scale + self.shift, noise
 
     def null_labels(self, count: int) -> jax.Array:
-        """What stands for no class: int32 [count]."""
+        """Returns `count` times the label that stands for no class, int32 [count]."""
         return jnp.full(count, self.model.config.num_classes, jnp.int32)
 
     @partial(jax.jit, static_argnames=("self", "blocks"))
@@ -67,8 +72,8 @@ class Lens:
         t: jax.Array,
         blocks: tuple[int, ...],
     ) -> "Seen":
-        """What K increasing `blocks` make of the images at one time `t` [] of the process."""
-        x, noise = self.show(moments, numbers)
+        """Computes the outputs of K increasing `blocks` at one time `t` [] of the process."""
+        x, noise = self.inputs(moments, numbers)
         times = jnp.full(len(x), t)
         noisy = self.process.corrupt(x, noise, times)
         features = self.model.apply(
@@ -83,30 +88,30 @@ class Lens:
 
     @partial(jax.jit, static_argnames=("self", "blocks"))
     def pooled_features(self, params, moments, numbers, t, blocks) -> "Pooled":
-        """The same, averaged over patches in float32."""
+        """Averages `patch_features` over patches, in float32."""
         seen = self.patch_features(params, moments, numbers, t, blocks)
         features = seen.features.astype(jnp.float32)
         return Pooled(features.mean(axis=2), jnp.linalg.norm(features, axis=-1).mean(axis=2))
 
 
 class Seen(NamedTuple):
-    """Noisy latents, [B, H, W, C], and the features that blocks made of them, [K, B, N, D]."""
+    """Noisy latents [B, H, W, C] and their features [K, B, N, D]."""
 
     inputs: jax.Array
     features: jax.Array
 
 
 class Pooled(NamedTuple):
-    """Features averaged over patches, [K, B, D], and the mean norm of a patch's feature, [K, B]."""
+    """Features averaged over patches [K, B, D], and the mean norm of a patch feature [K, B]."""
 
     features: jax.Array
     norms: jax.Array
 
 
 class Selection(NamedTuple):
-    """Some images of a data set: their `numbers` int32 [N] in it, and `labels` int32 [N].
+    """Some images of a data set: their `numbers` in it, int32 [N], and `labels`, int32 [N].
 
-    `digest` tells apart selections whose images, labels or numbers differ.
+    Selections whose images, labels or numbers differ have another `digest`.
     """
 
     source: LatentSource
@@ -116,7 +121,11 @@ class Selection(NamedTuple):
 
 
 def select(source: LatentSource, numbers: Sequence[int]) -> Selection:
-    """Reads the images `numbers` of `source` once. Raises InputError where they are damaged."""
+    """Selects the images `numbers` of `source` and reads them once, for their labels and digest.
+
+    Raises:
+      InputError: an image is damaged.
+    """
     numbers = np.asarray(numbers, np.int32)
     total, labels = hashlib.sha256(numbers.tobytes()), []
     for start in range(0, len(numbers), READ_AT_ONCE):
@@ -128,32 +137,44 @@ def select(source: LatentSource, numbers: Sequence[int]) -> Selection:
 
 
 def place_params(params: Any, mesh: Mesh) -> Any:
-    """The parameters on the devices of `mesh`, split as in training. Raises InputError."""
+    """Places the parameters on the devices of `mesh`, sharded as in training.
+
+    Raises:
+      InputError: a parameter does not divide over the mesh.
+    """
     return jax.device_put(params, tree_shardings(params, mesh))
 
 
 def extract(
-    lens: Lens, params: Any, images: Selection, blocks: Sequence[int], time: float, mesh: Mesh
+    extractor: FeatureExtractor,
+    params: Any,
+    images: Selection,
+    blocks: Sequence[int],
+    time: float,
+    mesh: Mesh,
 ) -> Iterator[Pooled]:
-    """Yields the pooled features of all `images` in order, numpy arrays, a batch at a time.
+    """Computes the pooled features of all images, one pass through the model for all blocks.
 
-    One pass through the model serves all `blocks` (from 1, increasing) at one `time` in [0, 1]. The
-    next batches are read while the devices work; the last one is filled up by repetition.
+    The next batches are read while the devices work. The last batch is padded by repetition.
 
     Args:
-        lens: how the images are shown.
-        params: as `place_params` returns them.
-        images: what to show.
-        blocks: whose outputs are wanted.
-        time: from data (0) to noise (1).
-        mesh: the devices.
+      extractor: computes the features of a batch.
+      params: as `place_params` returns them.
+      images: N images.
+      blocks: K increasing numbers of blocks, counted from 1.
+      time: from data (0) to noise (1).
+      mesh: the devices.
+
+    Yields:
+      Numpy arrays for one batch after the other, in the order of the images.
     """
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     count = len(images.numbers)
     size = shards * min(PER_DEVICE, math.ceil(count / shards))
-    split = batch_sharding(mesh)
-    lens = dataclasses.replace(lens, model=DiffusionTransformer(lens.model.config, split))
-    t = lens.process.model_time(time)
+    sharding = batch_sharding(mesh)
+    model = DiffusionTransformer(extractor.model.config, sharding)
+    extractor = dataclasses.replace(extractor, model=model)
+    t = extractor.process.model_time(time)
 
     def read(start: int) -> tuple[np.ndarray, np.ndarray]:
         numbers = images.numbers[start : start + size]
@@ -162,11 +183,11 @@ def extract(
     running = deque()
     with ThreadPoolExecutor(1) as pool:
         for batch in map_ahead(pool, read, range(0, count, size), ahead=2):
-            filled = [np.resize(array, (size, *array.shape[1:])) for array in batch]
-            placed = jax.device_put(filled, split)
-            pooled = lens.pooled_features(params, *placed, t, tuple(blocks))
+            padded = [np.resize(array, (size, *array.shape[1:])) for array in batch]
+            placed = jax.device_put(padded, sharding)
+            pooled = extractor.pooled_features(params, *placed, t, tuple(blocks))
             running.append((pooled, len(batch[1])))
-            if len(running) > 1:
+            if len(running) > 1:  # fetching waits, so one more batch is always under way
                 yield _fetch(*running.popleft())
     for pooled, length in running:
         yield _fetch(pooled, length)

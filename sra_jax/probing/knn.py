@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy: how well features sort classes with nothing fitted to them."""
+"""k-nearest-neighbour accuracy: reads the class from features without fitting anything."""
 
 from functools import partial
 
@@ -19,18 +19,21 @@ def knn_accuracy(
     classes: int,
     neighbours: int = NEIGHBOURS,
 ) -> jax.Array:
-    """Share of images [P] whose nearest neighbours, most of them, are of the image's class.
+    """Classifies test images by a vote of their nearest training images.
 
-    Nearness is the cosine; every neighbour has one vote, and of classes with equal votes the first
+    Similarity is the cosine. Every neighbour has one vote; of classes with equal votes the lowest
     wins. With fewer training images than `neighbours`, all of them vote.
 
     Args:
-        train: features [P, N, D] of P sets, as `probe.standardise` makes them.
-        train_labels: [N].
-        test: features [P, M, D].
-        test_labels: [M].
-        classes: labels lie in [0, classes).
-        neighbours: how many vote.
+      train: features [P, N, D] of P sets, as `linear.standardise` makes them.
+      train_labels: [N].
+      test: features [P, M, D].
+      test_labels: [M].
+      classes: labels are in [0, classes).
+      neighbours: number of votes for each test image.
+
+    Returns:
+      The share [P] of test images that are classified correctly.
     """
     neighbours = min(neighbours, len(train_labels))
 

@@ -1,7 +1,7 @@
-"""Linear probes: how well a linear classifier reads the class from features, for many at once.
+"""Linear probes: linear classifiers that read the class from features, fitted many at a time.
 
-The classifier is BatchNorm without affine parameters, and one linear layer. As the features stand
-still, the norm's statistics are those of the whole training set, which batches only estimate.
+A probe is BatchNorm without affine parameters, and one linear layer. The features do not change, so
+the norm uses the statistics of the whole training set, which batches would only estimate.
 """
 
 import math
@@ -23,14 +23,13 @@ BATCH_NORM_EPS = 1e-5
 PAPER_FROM = 20_000  # training images; with fewer, the quick protocol is the default
 TOP = 5
 
-# What a protocol calls after each round of its work, with the share of the work that is done.
-Told = Callable[[float], None]
+OnProgress = Callable[[float], None]  # called with the share of the work that is done
 
 
 class Linear(NamedTuple):
     """A linear layer for each of P sets of features: `kernel` [P, D, classes], `bias` [P, classes].
 
-    It reads features of zero mean and unit variance, as `standardise` makes them.
+    Its inputs have zero mean and unit variance: `standardise` makes them.
     """
 
     kernel: jax.Array
@@ -38,7 +37,7 @@ class Linear(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """Shares in [0, 1], [P] each: the class is the first, or among the first five."""
+    """Top-1 and top-5 accuracy of P probes, [P] in [0, 1]."""
 
     top1: np.ndarray
     top5: np.ndarray
@@ -46,14 +45,16 @@ class Accuracy(NamedTuple):
 
 @dataclass(frozen=True)
 class PaperProtocol:
-    """The paper's: Adam on cross-entropy, in batches, the learning rate falling along a cosine."""
+    """The paper's protocol: Adam on the cross-entropy of batches, with cosine learning rate."""
 
     epochs: int = 80
     batch_size: int = 4096
     learning_rate: float = 1e-3
 
-    def fit(self, x: jax.Array, labels: jax.Array, classes: int, seed: int, told: Told) -> Linear:
-        """Fits features `x` [P, N, D] to `labels` [N]; `seed` orders the batches."""
+    def fit(
+        self, x: jax.Array, labels: jax.Array, classes: int, seed: int, on_progress: OnProgress
+    ) -> Linear:
+        """Fits features `x` [P, N, D] to `labels` [N]; `seed` orders the images."""
         batch = min(self.batch_size, len(labels))
         steps = len(labels) // batch
         optimizer = optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.epochs * steps))
@@ -63,30 +64,32 @@ class PaperProtocol:
             rows = order[: steps * batch].reshape(steps, batch)
             linear, state = _run_epoch(optimizer.update, linear, state, x, labels, rows)
             jax.block_until_ready(linear)
-            told((epoch + 1) / self.epochs)
+            on_progress((epoch + 1) / self.epochs)
         return linear
 
 
 @dataclass(frozen=True)
 class QuickProtocol:
-    """For small sets: multinomial logistic regression, brought to its optimum by L-BFGS.
+    """Multinomial logistic regression by L-BFGS, for small sets.
 
-    The penalty, `|kernel|^2 / 2` beside the sum of cross-entropies, is scikit-learn's default.
+    The loss is the sum of cross-entropies plus `|kernel|^2 / 2`, scikit-learn's default penalty.
     """
 
     rounds: int = 20
-    iterations: int = 20  # of a round
+    iterations: int = 20  # in a round
     tolerance: float = 1e-4  # of the gradient of the mean loss
 
-    def fit(self, x: jax.Array, labels: jax.Array, classes: int, seed: int, told: Told) -> Linear:
-        """Fits features `x` [P, N, D] to `labels` [N]. Nothing here is left to chance."""
+    def fit(
+        self, x: jax.Array, labels: jax.Array, classes: int, seed: int, on_progress: OnProgress
+    ) -> Linear:
+        """Fits features `x` [P, N, D] to `labels` [N] without randomness: `seed` has no effect."""
         linear, state = _start(optax.lbfgs(), x, classes)
         for round_ in range(self.rounds):
             linear, state, slope = _run_lbfgs(linear, state, x, labels, self.iterations)
             if slope <= self.tolerance:
                 break
-            told((round_ + 1) / self.rounds)
-        told(1.0)
+            on_progress((round_ + 1) / self.rounds)
+        on_progress(1.0)
         return linear
 
 
@@ -95,10 +98,10 @@ PROTOCOLS: dict[str, Protocol] = {"paper": PaperProtocol(), "quick": QuickProtoc
 
 
 def choose_protocol(name: str, images: int) -> str:
-    """The name of a protocol; "auto" takes the paper's for ImageNet, the quick one for small sets.
+    """Returns the name of a protocol; "auto" is paper for many images, quick for few.
 
     Raises:
-      InputError: an unknown name.
+      InputError: the name is unknown.
     """
     expect_one_of("protocol", name, ("auto", *PROTOCOLS))
     if name != "auto":
@@ -106,23 +109,34 @@ def choose_protocol(name: str, images: int) -> str:
     return "paper" if images >= PAPER_FROM else "quick"
 
 
-def spread(features: Sequence[np.ndarray], devices: Sequence[jax.Device]) -> jax.Array:
-    """Stacks P sets of features [N, D] to [P', N, D], each set on one device.
+def spread(
+    load: Callable[[int], np.ndarray], shape: tuple[int, int, int], devices: Sequence[jax.Device]
+) -> jax.Array:
+    """Stacks P sets of features and distributes them over devices, each set on one device.
 
-    P' is P, filled up by repetition until the devices have equal shares.
+    Args:
+      load: returns set i, float32 [N, D]. Sets are loaded one by one, so that the host holds each
+        feature once.
+      shape: (P, N, D).
+      devices: the first P of them are used.
+
+    Returns:
+      [P', N, D]: the sets, padded by repetition to a multiple of the number of devices.
     """
-    devices = list(devices)[: len(features)]
-    count = math.ceil(len(features) / len(devices)) * len(devices)
-    stacked = np.stack([features[i % len(features)] for i in range(count)])
+    sets, *rows = shape
+    devices = list(devices)[:sets]
+    count = math.ceil(sets / len(devices)) * len(devices)
+    loaded = (load(i % sets) for i in range(count))
+    stacked = np.fromiter(loaded, np.dtype((np.float32, tuple(rows))), count)
     mesh = Mesh(np.array(devices), ("sets",))
     return jax.device_put(stacked, NamedSharding(mesh, PartitionSpec("sets")))
 
 
 @partial(jax.jit, donate_argnames=("train", "test"))
 def standardise(train: jax.Array, test: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """BatchNorm without affine of features [P, N, D] and [P, M, D], by statistics of the first.
+    """Applies BatchNorm without affine to [P, N, D] and [P, M, D], with statistics of `train`.
 
-    Both are donated: the features of a large set fill half a device.
+    Both arguments are donated, because the features of a large set fill half a device.
     """
     mean = train.mean(axis=1, keepdims=True)
     variance = jnp.square(train - mean).mean(axis=1, keepdims=True)
@@ -132,32 +146,32 @@ def standardise(train: jax.Array, test: jax.Array) -> tuple[jax.Array, jax.Array
 
 @jax.jit
 def accuracy(linear: Linear, x: jax.Array, labels: jax.Array) -> Accuracy:
-    """Of the classifiers on features [P, M, D] with `labels` [M]."""
+    """Computes the accuracy of P probes on features `x` [P, M, D] with `labels` [M]."""
     logits = jnp.einsum("pmd,pdc->pmc", x, linear.kernel) + linear.bias[:, None]
-    _, best = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))  # of equals, the first class
+    _, best = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))  # of equal logits, the lowest class
     hits = best == labels[:, None]
     return Accuracy(hits[..., 0].mean(axis=1), hits.any(axis=-1).mean(axis=1))
 
 
 def _start(optimizer: optax.GradientTransformation, x: jax.Array, classes: int):
-    """Linear layers of zeros for features `x` [P, N, D], and the optimiser's state, placed so."""
+    """Returns linear layers of zeros and the optimiser's state, on the devices of `x` [P, N, D]."""
     sets, _, width = x.shape
     linear = Linear(jnp.zeros((sets, width, classes)), jnp.zeros((sets, classes)))
     started = linear, jax.vmap(optimizer.init)(linear)
-    # Some of the state is weakly typed, and would have the first round compiled a second time.
+    # Some of the state is weakly typed. Without this the first round would compile twice.
     started = jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), started)
     return jax.device_put(started, x.sharding)
 
 
 def _cross_entropy(linear: Linear, x: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean over the images of one set, x [N, D]."""
+    """Returns the mean over the images of one set, `x` [N, D]."""
     logits = x @ linear.kernel + linear.bias
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 @partial(jax.jit, static_argnames="update", donate_argnames=("linear", "state"))
 def _run_epoch(update, linear: Linear, state, x: jax.Array, labels: jax.Array, rows: jax.Array):
-    """One step on each batch `rows` [steps, batch] of the images."""
+    """Takes one step for each batch; `rows` [steps, batch] are indices of images."""
 
     def step(carry, rows):
         def one_set(linear, state, x):
@@ -172,7 +186,7 @@ def _run_epoch(update, linear: Linear, state, x: jax.Array, labels: jax.Array, r
 
 @partial(jax.jit, static_argnames="iterations")
 def _run_lbfgs(linear: Linear, state, x: jax.Array, labels: jax.Array, iterations: int):
-    """So many iterations for every set, and the largest entry of any gradient after them."""
+    """Runs `iterations` for every set; also returns the largest entry of any gradient then."""
     optimizer = optax.lbfgs()
 
     def one_set(linear, state, x):

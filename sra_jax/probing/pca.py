@@ -1,4 +1,4 @@
-"""PCA maps: what a block tells apart in an image, as colours."""
+"""PCA maps: the leading principal components of patch features as colours."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ COMPONENTS = 3
 
 
 def principal_scores(features: np.ndarray) -> np.ndarray:
-    """The leading three principal components of rows [N, D] -> [N, 3], float64.
+    """Projects rows [N, D] on their three leading principal components: [N, 3], float64.
 
-    Each direction's sign is such that its largest loading is positive. Directions that are not
-    there, of rows that all lie in a plane or on a line, score 0.
+    The sign of a component makes its largest loading positive. If the rows have fewer than three
+    components (they are on a line or in a plane), the scores of the others are 0.
     """
     centred = np.asarray(features, np.float64)
     centred = centred - centred.mean(axis=0)
@@ -23,10 +23,16 @@ def principal_scores(features: np.ndarray) -> np.ndarray:
 
 
 def pca_maps(features: np.ndarray) -> np.ndarray:
-    """Patch features [images, N, D] of one block and time -> colours [images, grid, grid, 3].
+    """Turns patch features of one block and time into colours.
 
-    The components are fitted to the patches of all these images together, and each fills the range
-    [0, 1] (a component that is not there: 0.5), red the first, green the second, blue the third.
+    The components are fitted to the patches of all images together. The first is red, the second
+    green, the third blue. Each is scaled to fill [0, 1]; a missing component is 0.5.
+
+    Args:
+      features: [images, N, D] for N = grid * grid patches.
+
+    Returns:
+      Colours [images, grid, grid, 3].
     """
     count, patches, width = features.shape
     scores = principal_scores(features.reshape(-1, width))

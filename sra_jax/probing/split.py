@@ -1,4 +1,4 @@
-"""Which images a probe learns from, and on which it is tried."""
+"""Train/test split for probes."""
 
 import os
 
@@ -13,10 +13,14 @@ TEST_SHARE = 0.2
 
 
 def open_fitting(directory: str | os.PathLike, wanted: LatentSpec) -> LatentSource:
-    """Opens the latents at `directory`, which must be as those that the model was trained on.
+    """Opens a data set whose latents and classes must be of the kind the model was trained on.
+
+    Args:
+      directory: of the data set.
+      wanted: describes the data that the model was trained on.
 
     Raises:
-      InputError: no such data, or other latents, or other classes.
+      InputError: there is no data set, or its latents or classes are of another kind.
     """
     source = open_latents(directory)
     for name in ("codec", "latent_shape", "scale", "shift"):
@@ -34,18 +38,25 @@ def open_fitting(directory: str | os.PathLike, wanted: LatentSpec) -> LatentSour
     return source
 
 
-def hold_out(
+def train_test_split(
     data: LatentSource, test_data: LatentSource | None, num: int, seed: int
 ) -> tuple[Selection, Selection]:
-    """The images to learn from, and those to be tried on.
+    """Chooses the images for training and testing a probe.
 
-    Up to `num` images of `data` (0: all), drawn by `seed`; a fifth of them is held out, unless
-    there are `test_data`, of which again up to `num` are drawn. Of a set that holds each image
-    mirrored too, only the images themselves: a mirror image on the other side would give the answer
-    away.
+    If a set also holds every image mirrored, the mirror images are left out: a test image whose
+    mirror image is in the training set would be too easy.
+
+    Args:
+      data: images to train on. Without `test_data` a fifth of them is held out for testing.
+      test_data: images to test on.
+      num: at most so many images of each set; 0 is all.
+      seed: of the random choice.
+
+    Returns:
+      The training and the test images.
 
     Raises:
-      InputError: fewer images than classes, or a damaged record.
+      InputError: a split has fewer images than there are classes, or a record is damaged.
     """
     drawn = _draw(data, num, seed)
     if test_data is None:
@@ -54,10 +65,10 @@ def hold_out(
     else:
         train, test = drawn, _draw(test_data, num, seed)
     classes = data.spec.num_classes
-    for name, numbers in {"learn from": train, "be tried on": test}.items():
+    for name, numbers in {"training": train, "test": test}.items():
         if len(numbers) < classes:
             raise InputError(
-                f"a probe would {name} {len(numbers)} images, of {classes} classes, expected at "
+                f"the probe has {len(numbers)} {name} images of {classes} classes, expected at "
                 "least one a class; give more images (--num, --data or --test_data)"
             )
     return select(data, np.sort(train)), select(test_data or data, np.sort(test))

@@ -1,4 +1,4 @@
-"""The probe command: its numbers against scikit-learn, its cache, its pictures, its refusals."""
+"""The probe command: numbers against scikit-learn, cache, figures and refusals."""
 
 import json
 import shutil
@@ -44,19 +44,24 @@ def copied(workdir, tmp_path):
 
 
 def features(workdir, side, block, time):
-    """Of the last checkpoint, as anybody reads them."""
-    (file,) = workdir.glob(f"probe/features/step120-ema-{side}-*/block{block:02d}-t{time}.npy")
-    return np.load(file)
+    """Features of the last checkpoint, read as anybody reads them."""
+    (file,) = workdir.glob(f"probe/features/step120-ema-{side}-*/block{block:02d}-t{time}.npz")
+    return read(file)
 
 
-def halves():
-    """Labels of both sides, held out as documented: a permutation's first fifth."""
+def read(file):
+    with np.load(file) as arrays:
+        return arrays["features"]
+
+
+def split_labels():
+    """Labels of both splits; the first fifth of a permutation is held out."""
     order, labels = np.random.default_rng(0).permutation(1797), load_digits()[1]
     return labels[np.sort(order[359:])], labels[np.sort(order[:359])]
 
 
 def test_every_number_is_that_of_scikit_learn_and_scipy(workdir, report):
-    labels, test_labels = halves()
+    labels, test_labels = split_labels()
     assert (report["train_images"], report["test_images"]) == (1438, 359)
     assert report["chance"] == np.bincount(test_labels).max() / 359
     cells = report["checkpoints"][-1]["cells"]
@@ -111,15 +116,17 @@ def test_a_second_probe_computes_no_feature_again(copied, monkeypatch):
 
 
 def test_damaged_features_are_computed_again(copied, caplog):
-    before = {path: path.read_bytes() for path in copied.glob("probe/features/*/*.npy")}
+    before = {path: path.read_bytes() for path in copied.glob("probe/features/*/*.npz")}
+    assert len(before) == 32  # two checkpoints, two splits, two times, four blocks
     harmed = next(path for path in before if "test" in str(path) and "block02-t0.1" in path.name)
     harmed.write_bytes(b"\0" * len(before[harmed]))
     probe(ProbeRequest(str(copied), times="0.1,0.5", every=60))
     assert f"{harmed} are damaged" in caplog.text
-    found = np.load(harmed)
+    found = read(harmed)
     harmed.write_bytes(before[harmed])
-    np.testing.assert_allclose(found, np.load(harmed), rtol=1e-5, atol=1e-5)  # of fewer blocks
-    assert set(copied.glob("probe/features/*/*.npy")) == set(before)
+    np.testing.assert_allclose(found, read(harmed), rtol=1e-5, atol=1e-5)  # a pass of one block
+    after = {path: path.read_bytes() for path in copied.glob("probe/features/*/*.npz")}
+    assert after == before
 
 
 def test_another_run_of_the_same_steps_is_not_mistaken_for_this_one(copied):
@@ -133,8 +140,8 @@ def test_another_run_of_the_same_steps_is_not_mistaken_for_this_one(copied):
         store.save(120, {"ema": changed}, {})
     report = probe(ProbeRequest(str(copied), blocks="1", times="0.1"))
     assert report["checkpoints"][0]["alignment"] is None  # it lacks the student's weights
-    files = copied.glob("probe/features/step120-ema-test-*/block01-t0.1.npy")
-    assert len([f for f in files if not np.allclose(np.load(f), old)]) == 1
+    files = copied.glob("probe/features/step120-ema-test-*/block01-t0.1.npz")
+    assert len([f for f in files if not np.allclose(read(f), old)]) == 1
     with pytest.raises(InputError, match=r"has no student weights, expected one of: ema; choose"):
         probe(ProbeRequest(str(copied), weights="student"))
 
@@ -172,7 +179,7 @@ BAD = {
     "never": (["--every=0"], "every is 0", "at least 1"),
     "both": (["--every=60", "--checkpoints=60"], "--every", "exclude"),
     "num": (["--num=-1"], "num is -1", "0 is all"),
-    "few": (["--num=9"], "7 images, of 10 classes", "--num"),
+    "few": (["--num=9"], "7 training images of 10 classes", "--num"),
     "protocol": (["--protocol=papers"], "'papers'", "did you mean 'paper'"),
     "image": (["--images=1797"], "no image 1797", "0 to 1796"),
     "seed": (["--seed=-1"], "seed is -1", "[0, 2**32)"),
@@ -214,18 +221,8 @@ def test_help_shows_an_example_and_the_flags(forks):
     assert (result.code, result.err) == (0, "")
     assert "python -m sra_jax probe --workdir=" in result.out
     assert all(name in result.out for name in EMBEDDED)
-    for flag in [
-        "workdir",
-        "blocks",
-        "times",
-        "weights",
-        "steps",
-        "every",
-        "data",
-        "test_data",
-        "num",
-        "out",
-    ]:
+    flags = "workdir blocks times weights checkpoints every data test_data num out"
+    for flag in flags.split():
         assert f"--{flag}: " in result.out
 
 
@@ -234,8 +231,8 @@ def test_the_command_probes_and_says_what_it_found(forks, digits_run, tmp_path):
     flags += [f"--out={tmp_path}/out", "--images=5,9", "--data=embedded:digits", "--num=500"]
     result = forks.run("probe", flags)
     assert (result.code, result.err) == (0, "")
-    assert "400 to learn from, 100 held out; paper protocol" in result.out
-    assert "always naming the majority class: 1" in result.out  # 10 % or somewhat more
+    assert "400 for training, 100 for testing; paper protocol" in result.out
+    assert "accuracy of the majority class: 1" in result.out  # 10 % or somewhat more
     assert "ema weights of step 120" in result.out and f"{tmp_path}/out/heatmap.png" in result.out
     found = json.loads((tmp_path / "out/probe.json").read_text())
     assert (found["blocks"], found["times"], found["protocol"]) == ([3], [0.2], "paper")

@@ -12,7 +12,7 @@ from sra_jax.methods.sra import SRAConfig
 from sra_jax.models import DiffusionTransformer
 from sra_jax.probing import alignment as spectra
 from sra_jax.probing.alignment import alignment, effective_rank
-from sra_jax.probing.features import Lens
+from sra_jax.probing.features import FeatureExtractor
 from sra_jax.processes import DDPM, Interpolant
 
 
@@ -37,14 +37,14 @@ def test_effective_rank_is_the_entropy_of_the_singular_values(shape):
 def test_alignment_is_the_cosine_of_what_training_compares(
     monkeypatch, sit, sit_model, gap, teacher_time
 ):
-    monkeypatch.setattr(spectra, "AT_ONCE", 2)
+    monkeypatch.setattr(spectra, "BATCH", 2)
     student, teacher = sit.params("student"), sit.params("teacher")
     method = SRAConfig(2, 3, gap=gap, gap_max=0.2, distance="l1")
-    lens = Lens(DiffusionTransformer(sit.config), Interpolant(), 0.5, 0.1, seed=7)
+    extractor = FeatureExtractor(DiffusionTransformer(sit.config), Interpolant(), 0.5, 0.1, seed=7)
     side, channels = sit.config.input_size, sit.config.in_channels
     moments = np.random.default_rng(0).normal(size=(5, side, side, 2 * channels))
     numbers = np.array([3, 1, 4, 15, 9], np.int32)
-    found = alignment(lens, method, student, teacher, np.float32(moments), numbers, 0.5)
+    found = alignment(extractor, method, student, teacher, np.float32(moments), numbers, 0.5)
 
     x = np.float32(moments[..., :channels]) * 0.5 + 0.1
     key = stream_key(7, "probe")
@@ -64,8 +64,8 @@ def test_alignment_is_the_cosine_of_what_training_compares(
 def test_alignment_of_a_discrete_process(dit):
     method = SRAConfig(1, 2, gap_max=0.2)
     params = dit.params("student")
-    lens = Lens(DiffusionTransformer(dit.config), DDPM())
+    extractor = FeatureExtractor(DiffusionTransformer(dit.config), DDPM())
     side, channels = dit.config.input_size, dit.config.in_channels
     moments = np.ones((2, side, side, 2 * channels), np.float32)
-    found = alignment(lens, method, params, params, moments, np.arange(2), 1.0)
+    found = alignment(extractor, method, params, params, moments, np.arange(2), 1.0)
     assert -1 <= found <= 1

@@ -15,7 +15,7 @@ from sra_jax.data.spec import LatentSpec
 from sra_jax.distributed.mesh import MeshConfig, make_mesh
 from sra_jax.models import DiffusionTransformer
 from sra_jax.probing import features
-from sra_jax.probing.features import Lens, extract, place_params, select
+from sra_jax.probing.features import FeatureExtractor, extract, place_params, select
 from sra_jax.processes import DDPM, Interpolant
 
 COUNT, SCALE, SHIFT, SEED = 21, 0.5, 0.25, 3
@@ -42,14 +42,14 @@ def source(tmp_path_factory, sit):
     return open_latents(directory)
 
 
-def lens_of(golden, process):
-    return Lens(DiffusionTransformer(golden.config), process, SCALE, SHIFT, SEED)
+def extractor_of(golden, process):
+    return FeatureExtractor(DiffusionTransformer(golden.config), process, SCALE, SHIFT, SEED)
 
 
-def pooled(lens, params, images, blocks, time, mesh):
+def pooled(extractor, params, images, blocks, time, mesh):
     """Features [K, N, D] and norms [K, N] of all images."""
     placed = place_params(params, mesh)
-    batches = list(extract(lens, placed, images, blocks, time, mesh))
+    batches = list(extract(extractor, placed, images, blocks, time, mesh))
     return [np.concatenate(parts, axis=1) for parts in zip(*batches, strict=True)]
 
 
@@ -72,8 +72,8 @@ def test_features_are_those_of_a_plain_forward(request, source, kind, process, t
     golden, model = request.getfixturevalue(kind), request.getfixturevalue(f"{kind}_model")
     params, numbers = golden.params("student"), [17, 2, 9, 4]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    lens = lens_of(golden, process)
-    found, norms = pooled(lens, params, select(source, numbers), ALL, time, mesh)
+    extractor = extractor_of(golden, process)
+    found, norms = pooled(extractor, params, select(source, numbers), ALL, time, mesh)
     for i, expected in enumerate(
         plain(model, process, params, source, numbers, t)[block] for block in ALL
     ):
@@ -85,10 +85,10 @@ def test_features_are_those_of_a_plain_forward(request, source, kind, process, t
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
 def test_features_do_not_depend_on_the_mesh(monkeypatch, sit, source, sizes):
     monkeypatch.setattr(features, "PER_DEVICE", 2)  # three batches, the last one filled up
-    params, lens = sit.params("student"), lens_of(sit, Interpolant())
+    params, extractor = sit.params("student"), extractor_of(sit, Interpolant())
     images = select(source, range(COUNT))
-    one = pooled(lens, params, images, ALL, 0.5, make_mesh(MeshConfig(), jax.devices()[:1]))
-    many = pooled(lens, params, images, ALL, 0.5, make_mesh(MeshConfig(*sizes)))
+    one = pooled(extractor, params, images, ALL, 0.5, make_mesh(MeshConfig(), jax.devices()[:1]))
+    many = pooled(extractor, params, images, ALL, 0.5, make_mesh(MeshConfig(*sizes)))
     for found, expected in zip(many, one, strict=True):
         assert found.shape == expected.shape and found.shape[:2] == (4, COUNT)
         assert relative_error(found, expected) < ROUNDING
@@ -97,11 +97,11 @@ def test_features_do_not_depend_on_the_mesh(monkeypatch, sit, source, sizes):
 
 def test_an_image_looks_the_same_in_any_company(sit, source):
     params, mesh = sit.params("student"), make_mesh(MeshConfig(), jax.devices()[:1])
-    lens = lens_of(sit, Interpolant())
-    whole, _ = pooled(lens, params, select(source, range(COUNT)), ALL, 0.4, mesh)
-    some, _ = pooled(lens, params, select(source, [20, 3]), (2, 3), 0.4, mesh)
+    extractor = extractor_of(sit, Interpolant())
+    whole, _ = pooled(extractor, params, select(source, range(COUNT)), ALL, 0.4, mesh)
+    some, _ = pooled(extractor, params, select(source, [20, 3]), (2, 3), 0.4, mesh)
     assert relative_error(some, whole[1:3][:, [20, 3]]) < ROUNDING
-    other = dataclasses.replace(lens, seed=SEED + 1)
+    other = dataclasses.replace(extractor, seed=SEED + 1)
     noisier, _ = pooled(other, params, select(source, [20, 3]), (2, 3), 0.4, mesh)
     assert relative_error(noisier, some) > 1e-2
 

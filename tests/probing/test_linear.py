@@ -23,15 +23,17 @@ CLASSES = 10
 QUICK = PROTOCOLS["quick"]
 
 
-def untold(share):
+def on_progress(share):
     assert 0 < share <= 1
 
 
 def scores(protocol, train, labels, test, test_labels, devices=1, classes=CLASSES):
     """Top-1 and top-5 of sets of features, each [N, D]."""
     devices = jax.devices()[:devices]
-    x, y = standardise(spread(train, devices), spread(test, devices))
-    linear = protocol.fit(x, jnp.asarray(labels), classes, 0, untold)
+    x, y = standardise(
+        *(spread(s.__getitem__, (len(s), *s[0].shape), devices) for s in (train, test))
+    )
+    linear = protocol.fit(x, jnp.asarray(labels), classes, 0, on_progress)
     found = accuracy(linear, y, jnp.asarray(test_labels))
     return [np.asarray(share)[: len(train)] for share in found]
 
@@ -81,7 +83,7 @@ def test_both_protocols_agree_with_scikit_learn(noise):
 def test_the_quick_protocol_finds_the_optimum_of_scikit_learn():
     features, labels = blobs(500, noise=2)
     x, _ = standardise(jnp.asarray(features)[None], jnp.asarray(features)[None])
-    linear = QUICK.fit(x, jnp.asarray(labels), CLASSES, 0, untold)
+    linear = QUICK.fit(x, jnp.asarray(labels), CLASSES, 0, on_progress)
     model = LogisticRegression(tol=1e-8, max_iter=5000).fit(np.asarray(x[0]), labels)
     assert relative_error(linear.kernel[0], model.coef_.T) < 0.01
     shares = jax.nn.softmax(x[0] @ linear.kernel[0] + linear.bias[0])
@@ -93,7 +95,7 @@ def test_the_papers_protocol_is_adam_along_a_cosine():
     features, labels = blobs(70, noise=2, width=8)
     x, _ = standardise(jnp.asarray(features)[None], jnp.asarray(features)[None])
     protocol = PaperProtocol(epochs=3, batch_size=16, learning_rate=0.05)
-    linear = protocol.fit(x, jnp.asarray(labels), CLASSES, 5, untold)
+    linear = protocol.fit(x, jnp.asarray(labels), CLASSES, 5, on_progress)
 
     layer = torch.nn.Linear(8, CLASSES)
     torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""The probe's pictures: what is written in them, and where the colours are."""
+"""The figures of a probe: their texts, and where the colours are."""
 
 import subprocess
 import sys
@@ -79,14 +79,20 @@ def test_pca_maps_lie_in_their_cells(tmp_path, images):
     names = [f"image {i}" for i in range(images)]
     figure = plots.draw_pca(maps, inputs, names, GRID, "a run")
     assert {"input", "1\nstudent", "3\nteacher", *names} <= texts(figure)
+    figure.savefig(tmp_path / "pca.png")  # uncropped, so that its pixels are the figure's
+    pixels = np.asarray(Image.open(tmp_path / "pca.png").convert("RGB")) / 255
+
+    def colour(axes, column, row):
+        x, y = axes.transData.transform((column, row))
+        return pixels[len(pixels) - 1 - int(y), int(x)]
+
     for i in range(images):
-        drawn = figure.axes[i].images[0].get_array()
-        pitch, middle = plots.CELL_PIXELS + plots.GAP_PIXELS, plots.CELL_PIXELS // 2
+        axes = figure.axes[i]
         for time in range(2):
-            centre = drawn[time * pitch + middle, middle::pitch]
-            np.testing.assert_allclose(centre[0], greys[time, i], rtol=1e-6)
-            np.testing.assert_allclose(centre[1:], colours[time, :, i, 0, 0], rtol=1e-6)
-        np.testing.assert_array_equal(drawn[:, plots.CELL_PIXELS + 1], 1)  # a gap, white
+            middles = [colour(axes, column + 0.45, time + 0.45) for column in range(5)]
+            np.testing.assert_allclose(middles[0], greys[time, i], atol=0.01)
+            np.testing.assert_allclose(middles[1:], colours[time, :, i, 0, 0], atol=0.01)
+        np.testing.assert_array_equal(colour(axes, 0.97, 0.45), 1)  # a gap, white
     plots.save(figure, tmp_path / "pca.png")
     assert Image.open(tmp_path / "pca.png").format == "PNG"
 

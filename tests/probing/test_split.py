@@ -1,4 +1,4 @@
-"""What a probe learns from, and what it is tried on."""
+"""The train/test split of a probe."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from tiny import pixel_spec
 
 from sra_jax.core.errors import InputError
 from sra_jax.data.records import open_latents, write_latents
-from sra_jax.probing.split import hold_out, open_fitting
+from sra_jax.probing.split import open_fitting, train_test_split
 
 SPEC = pixel_spec(2, num_classes=4, dtype="float32")
 
@@ -24,46 +24,47 @@ def write(path, count, **changes):
 
 def test_a_fifth_is_held_out(tmp_path):
     data = write(tmp_path / "data", 50)
-    train, test = hold_out(data, None, num=0, seed=0)
+    train, test = train_test_split(data, None, num=0, seed=0)
     assert (len(train.numbers), len(test.numbers)) == (40, 10)
     assert sorted([*train.numbers, *test.numbers]) == list(range(50))
     np.testing.assert_array_equal(train.labels, train.numbers % 4)
-    again = hold_out(data, None, num=0, seed=0)
-    assert [half.digest for half in again] == [train.digest, test.digest]
-    other, _ = hold_out(data, None, num=0, seed=1)
+    again = train_test_split(data, None, num=0, seed=0)
+    assert [images.digest for images in again] == [train.digest, test.digest]
+    other, _ = train_test_split(data, None, num=0, seed=1)
     assert set(other.numbers) != set(train.numbers)
 
 
 def test_some_images_of_many(tmp_path):
-    train, test = hold_out(write(tmp_path / "data", 50), None, num=30, seed=0)
+    train, test = train_test_split(write(tmp_path / "data", 50), None, num=30, seed=0)
     assert (len(train.numbers), len(test.numbers)) == (24, 6)
     assert not set(train.numbers) & set(test.numbers)
 
 
-def test_a_set_to_be_tried_on(tmp_path):
+def test_a_test_set_of_its_own(tmp_path):
     data, other = write(tmp_path / "data", 50), write(tmp_path / "other", 12)
-    train, test = hold_out(data, other, num=0, seed=0)
+    train, test = train_test_split(data, other, num=0, seed=0)
     assert (len(train.numbers), len(test.numbers)) == (50, 12)
     assert train.source is data and test.source is other
 
 
 def test_mirror_images_stay_out(tmp_path):
-    """Else the test would ask for images whose mirror images it has shown."""
-    train, test = hold_out(write(tmp_path / "data", 60, flips=True), None, num=0, seed=0)
+    """Otherwise the training set could hold the mirror image of a test image."""
+    data = write(tmp_path / "data", 60, flips=True)
+    train, test = train_test_split(data, None, num=0, seed=0)
     assert sorted([*train.numbers, *test.numbers]) == list(range(0, 60, 2))
 
 
 @pytest.mark.parametrize(
     ("count", "num", "message"),
     [
-        (3, 0, "learn from 2 images, of 4 classes"),
-        (50, 4, "learn from 3 images, of 4 classes"),
-        (10, 0, "be tried on 2 images, of 4 classes"),
+        (3, 0, "2 training images of 4 classes"),
+        (50, 4, "3 training images of 4 classes"),
+        (10, 0, "2 test images of 4 classes"),
     ],
 )
 def test_fewer_images_than_classes_are_refused(tmp_path, count, num, message):
     with pytest.raises(InputError, match=message) as error:
-        hold_out(write(tmp_path / "data", count), None, num, seed=0)
+        train_test_split(write(tmp_path / "data", count), None, num, seed=0)
     assert "--num" in str(error.value)
 
 
