@@ -36,12 +36,6 @@ def draw_shapes(start: int, stop: int, seed: int = 0) -> tuple[np.ndarray, np.nd
     return images, labels
 
 
-def class_name(label: int) -> str:
-    """The name of class `label`, e.g. "disc, stripes"."""
-    shape, texture = divmod(label, len(TEXTURES))
-    return f"{SHAPES[shape]}, {TEXTURES[texture]}"
-
-
 def _draw(labels: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Images [N, 32, 32, 3] of classes `labels` [N]; `uniform` [N, 18] decides all else."""
     shape, texture = np.divmod(labels, len(TEXTURES))

@@ -8,7 +8,6 @@ from sra_jax.data.shapes import (
     SHAPES,
     TEXTURES,
     TRAINING,
-    class_name,
     draw_shapes,
     load_shapes,
 )
@@ -38,11 +37,6 @@ def test_the_training_set_is_balanced_and_shares_no_image_with_what_follows():
     others, _ = draw_shapes(TRAINING, TRAINING + 2000)
     distinct = {image.tobytes() for image in (*images, *others)}
     assert len(distinct) == TRAINING + 2000
-
-
-def test_classes_have_names():
-    assert [class_name(k) for k in (0, 1, 15)] == ["disc, plain", "disc, stripes", "cross, dots"]
-    assert len({class_name(k) for k in range(NUM_CLASSES)}) == len(SHAPES) * len(TEXTURES) == 16
 
 
 def test_plain_shapes_have_their_formulas_roundness(some):
