@@ -35,6 +35,7 @@ LOSS = re.compile("gloo|coordination", re.IGNORECASE)  # in errors about a lost 
 
 T = TypeVar("T")
 PyTree = Any
+Abstract = Mapping[str, PyTree] | Callable[[dict[str, Any]], Mapping[str, PyTree]]
 
 _log = logging.getLogger(__name__)
 _step_names = ocp.path.step.standard_name_format()
@@ -162,7 +163,7 @@ class CheckpointStore:
 
     def restore(
         self,
-        abstract: Mapping[str, PyTree],
+        abstract: Abstract,
         step: int | None = None,
         optional: Collection[str] = (),
     ) -> tuple[int, dict[str, PyTree]]:
@@ -171,9 +172,10 @@ class CheckpointStore:
         A damaged checkpoint is logged as a warning and skipped.
 
         Args:
-          abstract: pytrees of `jax.ShapeDtypeStruct` by name, any of the trees saved. A leaf is
-            placed by its `sharding`, or without one on the default device (with several processes:
-            on every device), wherever it was when it was saved.
+          abstract: pytrees of `jax.ShapeDtypeStruct` by name, any of the trees saved; or a
+            function from the checkpoint's metadata to them. A leaf is placed by its `sharding`, or
+            without one on the default device (with several processes: on every device), wherever
+            it was when it was saved.
           step: reads the checkpoint of this step only.
           optional: names that the result lacks if the checkpoint does.
 
@@ -227,15 +229,18 @@ class CheckpointStore:
         return manifest
 
     def _read_trees(
-        self, step: int, abstract: Mapping[str, PyTree], optional: Collection[str]
+        self, step: int, abstract: Abstract, optional: Collection[str]
     ) -> dict[str, PyTree]:
         """Reads and verifies the trees of one checkpoint. Raises _DamagedError or CheckpointError.
 
         Every process reads its own part. `_agree` makes damage that one of them finds damage for
         all, so that all fall back to the same step.
         """
-        saved = self._manifest(step)["fingerprint"]
+        manifest = self._manifest(step)
+        saved = manifest["fingerprint"]
         names = _tree_names(saved)
+        if callable(abstract):
+            abstract = abstract(manifest["metadata"])
         wanted = {k: tree for k, tree in abstract.items() if k in names or k not in optional}
         saved = {path: text for path, text in saved.items() if path.split("/")[0] in wanted}
 

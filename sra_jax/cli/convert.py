@@ -5,7 +5,7 @@ bare or in a training checkpoint. It becomes a workdir that sample, evaluate and
 any other; the optimiser starts fresh, and REPA's projectors are dropped.
 
   python -m sra_jax convert --source=SiT-XL-2-256x256.pt --out=runs/sit_xl
-  python -m sra_jax convert --source=DiT-XL-2-256x256.pt --out=runs/dit_sra --new_head
+  python -m sra_jax convert --source=DiT-XL-2-256x256.pt --out=runs/dit_xl
   python -m sra_jax convert --source=runs/xl --out=xl.safetensors --weights=ema
 
 A workdir becomes a file in the layout of the SRA authors: a .safetensors holds the state dict, a

@@ -19,14 +19,13 @@ from sra_jax.data.spec import LatentSpec
 from sra_jax.distributed.mesh import MeshConfig, batch_sharding, check_batch, make_mesh, replicated
 from sra_jax.distributed.sharding import abstract, sharding_table, tree_shardings
 from sra_jax.jobs.requests import CompileRequest
-from sra_jax.models import init_params
 from sra_jax.models.dit import REMAT_POLICIES
 from sra_jax.pods.forecast import Task, compile_task, rank, report_lines, summary
 from sra_jax.pods.slices import check_topology
 from sra_jax.run.program import make_program
 from sra_jax.sampling.sampler import make_sampler
 from sra_jax.sampling.solvers import heun_step
-from sra_jax.training.flops import forward_flops
+from sra_jax.training.flops import count_flops
 
 # Compiles in a fifth of the time. Memory is right to a tenth, up or down; speed is not.
 QUICK = {"exec_time_optimization_effort": -1.0}
@@ -142,10 +141,10 @@ def _train_task(experiment: Experiment, mesh: Mesh) -> Task:
 
 
 def _sampler_task(experiment: Experiment, mesh: Mesh, batch: int) -> Task:
-    model = experiment.objective(mesh).model
+    trunk = experiment.objective(mesh).trunk
     steps, guidance = experiment.solver_steps(), experiment.guidance()
-    sample = make_sampler(model, experiment.process, steps, guidance)
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), head=False))
+    sample = make_sampler(trunk, experiment.process, experiment.conditioning, steps, guidance)
+    shapes = jax.eval_shape(lambda: trunk.init(jax.random.key(0)))
     params = abstract(shapes, tree_shardings(shapes, mesh))
     row = jax.ShapeDtypeStruct((batch,), np.int32, sharding=batch_sharding(mesh))
     seed = jax.ShapeDtypeStruct((), np.uint32, sharding=replicated(mesh))
@@ -153,7 +152,7 @@ def _sampler_task(experiment: Experiment, mesh: Mesh, batch: int) -> Task:
         (2 if step.rule is heun_step else 1) * (2 if guidance.active(step.time) else 1)
         for step in steps
     )
-    flops = passes * forward_flops(model.config)
+    flops = passes * _forward_flops(experiment)
     return Task(
         "sampler",
         lambda: sample.lower(params, seed, row, row),
@@ -162,6 +161,15 @@ def _sampler_task(experiment: Experiment, mesh: Mesh, batch: int) -> Task:
         flops,
         flops,
     )
+
+
+def _forward_flops(experiment: Experiment) -> int:
+    """Operations of one forward pass of one image."""
+    trunk, conditioning = experiment.trunk("cpu"), experiment.conditioning
+    params = jax.eval_shape(trunk.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, *trunk.sizes.layout.shape), np.float32)
+    t = jax.ShapeDtypeStruct((1,), np.float32)
+    return count_flops(lambda p, x, t: trunk.apply(p, x, t, conditioning.null(1)), params, x, t)
 
 
 def _variants(
@@ -193,7 +201,7 @@ def _axes(mesh: Mesh) -> str:
 def _report(task: Task, mesh: Mesh, experiment: Experiment) -> None:
     """Compiles `task` and logs its report and the sharding of its parameters."""
     device = mesh.devices.flat[0]
-    computes = experiment.transformer(device.platform)
+    computes = experiment.trunk(device.platform).config
     _log.info(
         "compiling the %s for %s %s (%s), %s, remat %s: 1 to 4 minutes",
         task.name,

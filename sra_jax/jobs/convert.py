@@ -16,7 +16,7 @@ from etils import epath
 from sra_jax.checkpoints.orbax_options import saving_leanly
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.codecs import SDVAECodec
-from sra_jax.config.recipes import imported_config
+from sra_jax.config.recipes import NO_METHOD, imported_config
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError
 from sra_jax.core.files import atomic_write, expect_local, writable_directory, writable_file
@@ -33,7 +33,8 @@ from sra_jax.torch_weights.files import (
     write_checkpoint,
 )
 from sra_jax.torch_weights.imported import Choices, ImportedModel, latent_spec
-from sra_jax.torch_weights.recognise import path_of
+from sra_jax.torch_weights.recognise import FAMILIES, path_of
+from sra_jax.training.state import method_tree
 
 TREES = {"model": "params", "ema": "ema"}  # theirs and ours
 IMPORT_FLAGS = tuple(field.name for field in dataclasses.fields(Choices))
@@ -133,10 +134,11 @@ def _config_file(experiment: Experiment) -> str:
     resolution = {(32, 32, 4): 256, (64, 64, 4): 512}.get(data.latent_shape)
     if variant is None or resolution is None or data.num_classes != 1000:
         return "FILE"
-    options = f"res={resolution}" + ("" if experiment.head else ",weight=0")
+    options = f"res={resolution}" + ("" if experiment.methods else f",method={NO_METHOD}")
     path = getattr(experiment.process, "path", "linear")
     more = "" if path == "linear" else f" --config.process.path={path}"
-    return f"configs/{experiment.process.model_kind}_sra.py:{variant},{options}{more}"
+    kind = FAMILIES[experiment.process.outputs].lower()
+    return f"configs/{kind}_sra.py:{variant},{options}{more}"
 
 
 @contextlib.contextmanager
@@ -155,7 +157,10 @@ def _staged(out: str) -> Iterator[epath.Path]:
 
 
 def _read_trees(model: ImportedModel) -> dict[str, Any]:
-    """Reads the student's and the EMA's parameters; if the file holds one of them, it is both."""
+    """Reads the student's and the EMA's parameters; if the file holds one of them, it is both.
+
+    The result is as `training.state.to_trees` makes it.
+    """
     trees = {}
     for name in model.trees:
         _log.info("reading %s", name)
@@ -164,7 +169,11 @@ def _read_trees(model: ImportedModel) -> dict[str, Any]:
         _log.info("the file holds one set of weights, taken for the student's and the EMA's")
         (only,) = trees.values()
         trees = dict.fromkeys(TREES.values(), only)
-    return trees
+    return {name: tree["trunk"] for name, tree in trees.items()} | {
+        method_tree(name, method): own
+        for name, tree in trees.items()
+        for method, own in tree["method"].items()
+    }
 
 
 def _placed(tree: dict[str, Any]) -> dict[str, Any]:
@@ -199,10 +208,12 @@ def _export(request: ConvertRequest) -> None:
     if out.suffix in TORCH_ENDINGS:
         import_torch(out)
     trained = workdirs.load_model(request.source, request.weights, request.checkpoint)
-    config = trained.model.config
-    tensors = to_torch(trained.params, config)
-    kind = {"sit": "SiT", "dit": "DiT"}[config.kind]
-    variant = name_variant(config.width, config.depth, config.num_heads, config.patch_size)
+    sra = workdirs.load_method(request.source, "sra", request.weights, trained.step)
+    methods = {"sra": sra[1]} if sra and sra[1] else {}
+    config = trained.trunk.config
+    tensors = to_torch({"trunk": trained.params, "method": methods}, config)
+    kind = FAMILIES[config.outputs]
+    variant = name_variant(config.width, config.depth, config.num_heads, config.layout.patch)
     facts = {
         "model": f"{kind}-{variant}" if variant else kind,
         "num_heads": config.num_heads,
@@ -219,7 +230,7 @@ def _export(request: ConvertRequest) -> None:
         len(tensors),
         out,
     )
-    if not trained.experiment.head:
+    if "sra" not in methods:
         _log.warning(
             "the model has no projection head (ap_head), which the SRA authors' scripts look for: "
             "load it there with strict=False"

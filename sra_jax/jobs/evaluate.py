@@ -103,7 +103,7 @@ def sample_run(
     data = workdirs.read(workdirs.open_directory(workdir)).data
     codec = open_codec(data, vae)
     trained = workdirs.load_model(workdir, step=step)
-    sampler = make_image_sampler(trained.experiment, trained.model, codec, count)
+    sampler = make_image_sampler(trained.experiment, trained.trunk, codec, count)
     return trained.step, SampledImages(workdir, sampler, trained.params, data.resolution)
 
 

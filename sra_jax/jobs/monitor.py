@@ -20,7 +20,6 @@ from sra_jax.distributed.collectives import local_copies
 from sra_jax.evaluation import history
 from sra_jax.jobs.evaluate import EvaluateRequest, open_evaluator, setting_of
 from sra_jax.jobs.sample import make_image_sampler, open_codec
-from sra_jax.models import DiffusionTransformer
 from sra_jax.sampling.grid import image_grid, save_grid
 from sra_jax.sampling.images import SampledImages
 from sra_jax.training.state import TrainState
@@ -71,13 +70,13 @@ class Monitor:
             return
         experiment, data = self._experiment, self._data
         codec = open_codec(data, self._settings.vae or None)
-        model = DiffusionTransformer(experiment.transformer(self._mesh.devices.flat[0].platform))
+        trunk = experiment.trunk(self._mesh.devices.flat[0].platform)
         per_device = -(-GRID_IMAGES // len(self._mesh.local_devices))
         labels = _spread(data.num_classes)
-        self._grid = make_image_sampler(experiment, model, codec, labels, chunk=per_device)
+        self._grid = make_image_sampler(experiment, trunk, codec, labels, chunk=per_device)
         if fids:
             count, side = self._settings.fid_images, data.resolution
-            self._sampler = make_image_sampler(experiment, model, codec, count)
+            self._sampler = make_image_sampler(experiment, trunk, codec, count)
             self._evaluator = open_evaluator(self._request, str(self._workdir), (side, side))
 
     def is_due(self, step: int) -> bool:
@@ -109,7 +108,7 @@ class Monitor:
         if not (grid or fid):
             return 0.0
         began = time.perf_counter()
-        params = local_copies(state.ema, self._mesh)
+        params = local_copies(state.ema["trunk"], self._mesh)
 
         def check() -> None:
             if stopped():

@@ -52,6 +52,7 @@ class _Plan(NamedTuple):
     protocol: str
     features: Path
     mesh: jax.sharding.Mesh
+    sra: Mapping[str, Any]  # its config fields, if the run trains with it
 
 
 def probe(request: ProbeRequest) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
     """
     workdir = workdirs.open_directory(request.workdir)
     saved = workdirs.read(workdir)
-    experiment = Experiment.from_dict(saved.config)
+    experiment = Experiment.from_dict(saved.config, with_methods=False)
     blocks = parse_blocks(request.blocks, experiment.model.depth)
     times = parse_times(request.times)
     _check(request)
@@ -80,7 +81,9 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
         protocol = choose_protocol(request.protocol, len(train.numbers))
         pca_images = _choose_images(request.images, test)
         mesh = make_mesh(MeshConfig(), jax.local_devices())
-        plan = _Plan(request, blocks, times, train, test, protocol, out / "features", mesh)
+        sra = saved.config["method"].get("sra", {})
+        features = out / "features"
+        plan = _Plan(request, blocks, times, train, test, protocol, features, mesh, sra)
         _log.info(
             "images   %s for training, %s for testing; %s protocol",
             f"{len(train.numbers):,}",
@@ -196,14 +199,16 @@ def _choose_images(text: str | None, test: Selection) -> np.ndarray:
 
 
 def _extractor(plan: _Plan, trained: workdirs.TrainedModel) -> FeatureExtractor:
-    process, data = trained.experiment.process, trained.data
-    return FeatureExtractor(trained.model, process, data.scale, data.shift, plan.request.seed)
+    run, data = trained.experiment, trained.data
+    return FeatureExtractor(
+        trained.trunk, run.process, run.conditioning, data.scale, data.shift, plan.request.seed
+    )
 
 
 def _probe_checkpoint(plan: _Plan, trained: workdirs.TrainedModel) -> dict[str, Any]:
     """Probes one checkpoint; returns its entry in the report."""
     _log.info("probing the %s weights of step %s", plan.request.weights, f"{trained.step:,}")
-    extractor, config = _extractor(plan, trained), trained.model.config
+    extractor, config = _extractor(plan, trained), trained.trunk.config
     identity = {
         "format": FEATURES_VERSION,
         "weights": digest(json.dumps(fingerprint(trained.params)).encode()),
@@ -218,10 +223,11 @@ def _probe_checkpoint(plan: _Plan, trained: workdirs.TrainedModel) -> dict[str, 
         shape = len(images.numbers), config.width
         cache = FeatureCache(plan.features, name, identity | {"images": images.digest}, shape)
         splits.append(Split(images, cache))
-    params = place_params(trained.params, plan.mesh)
+    params = place_params(trained.params, trained.trunk, plan.mesh)
     fill(splits, extractor, params, plan.blocks, plan.times, plan.mesh)
     protocol, seed = PROTOCOLS[plan.protocol], plan.request.seed
-    survey = Survey(*splits, config.num_classes, protocol, seed, jax.local_devices())
+    classes = trained.data.num_classes
+    survey = Survey(*splits, classes, protocol, seed, jax.local_devices())
     cells = survey.run(plan.blocks, plan.times)
     for time in plan.times:
         row = "  ".join(f"{100 * cell.top1:5.1f}" for cell in cells if cell.time == time)
@@ -234,12 +240,14 @@ def _probe_checkpoint(plan: _Plan, trained: workdirs.TrainedModel) -> dict[str, 
 
 
 def _align(plan: _Plan, trained: workdirs.TrainedModel) -> list[dict[str, float]] | None:
-    """Returns the alignment of student and teacher at each time; None without a method."""
-    method, request = trained.experiment.sra, plan.request
+    """Returns the alignment of student and teacher at each time; None without SRA."""
+    request = plan.request
+    sra = workdirs.load_method(request.workdir, "sra", "student", trained.step)
     with CheckpointStore(request.workdir) as store:
         both = store.names(trained.step) >= set(workdirs.TREES.values())
-    if method is None or not both:
+    if sra is None or not both:
         return None
+    method, head = sra
     params = {request.weights: trained.params}
     for weights in workdirs.TREES.keys() - params.keys():
         params[weights] = workdirs.load_model(request.workdir, weights, trained.step).params
@@ -247,14 +255,13 @@ def _align(plan: _Plan, trained: workdirs.TrainedModel) -> list[dict[str, float]
     numbers = numbers[:: math.ceil(len(numbers) / ALIGNED_IMAGES)]
     moments = plan.test.source.read(numbers.tolist())["moments"]
     cosines = [
-        alignment(extractor, method, params["student"], params["ema"], moments, numbers, time)
+        alignment(extractor, method, params["student"], params["ema"], head, moments, numbers, time)
         for time in plan.times
     ]
     return [{"time": t, "cosine": cosine} for t, cosine in zip(plan.times, cosines, strict=True)]
 
 
 def _summarise(plan: _Plan, experiment: Experiment, reports: list[dict]) -> dict[str, Any]:
-    method = experiment.sra
     return {
         "format_version": FORMAT_VERSION,
         "workdir": plan.request.workdir,
@@ -267,8 +274,8 @@ def _summarise(plan: _Plan, experiment: Experiment, reports: list[dict]) -> dict
         "seed": plan.request.seed,
         "blocks": list(plan.blocks),
         "times": list(plan.times),
-        "student_block": method.student_block if method else None,
-        "teacher_block": method.teacher_block if method else None,
+        "student_block": plan.sra.get("student_block"),
+        "teacher_block": plan.sra.get("teacher_block"),
         "chance": _majority(plan.test),
         "checkpoints": reports,
     }

@@ -130,7 +130,6 @@ class ConvertRequest:
     layout: str | None = _flag(
         "Whose model it is, if that cannot be told: sra, repa, sit or dit (original).", None
     )
-    new_head: bool = _flag("Initialise a projection head, if the file has none.", False)
     allow_mismatch: bool = _flag(
         "Drop tensors that are left over, and initialise missing ones.", False
     )

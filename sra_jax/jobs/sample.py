@@ -13,18 +13,19 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from sra_jax.codecs import Codec, codec_from_name
+from sra_jax.conditioning.class_labels import choose_labels
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError
 from sra_jax.core.files import writable_directory, writable_file
 from sra_jax.core.progress import Progress
 from sra_jax.data.spec import LatentSpec
 from sra_jax.jobs.requests import SampleRequest
-from sra_jax.models import DiffusionTransformer
+from sra_jax.models import Trunk
 from sra_jax.run import directory as workdirs
 from sra_jax.sampling.grid import MAX_IMAGES, save_grid
 from sra_jax.sampling.images import CHUNK, MAX_SAMPLES, ImageSampler
 from sra_jax.sampling.part_store import PartStore
-from sra_jax.sampling.sampler import choose_labels, make_sampler
+from sra_jax.sampling.sampler import make_sampler
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def sample(request: SampleRequest) -> None:
       RunError: the model's latents are not finite.
     """
     saved = workdirs.read(workdirs.open_directory(request.workdir))
-    experiment = _with_overrides(Experiment.from_dict(saved.config), request)
+    experiment = _with_overrides(Experiment.from_dict(saved.config, with_methods=False), request)
     experiment.solver_steps(), experiment.guidance()  # may refuse the request
     labels = _labels(request, saved.data.num_classes)
     request = dataclasses.replace(request, chunk=min(request.chunk, request.num))
@@ -53,7 +54,7 @@ def sample(request: SampleRequest) -> None:
     if out.exists():
         _log.info("%s is there already, of the same request: sampling it again", out)
     sampler = make_image_sampler(
-        experiment, trained.model, codec, labels, request.seed, request.chunk
+        experiment, trained.trunk, codec, labels, request.seed, request.chunk
     )
     _sample_missing(sampler, trained.params, parts)
     multihost_utils.sync_global_devices("all chunks are sampled")
@@ -82,7 +83,7 @@ def open_codec(data: LatentSpec, vae: str | None) -> Codec:
 
 def make_image_sampler(
     experiment: Experiment,
-    model: DiffusionTransformer,
+    trunk: Trunk,
     codec: Codec,
     labels: np.ndarray | int,
     seed: int = 0,
@@ -93,7 +94,7 @@ def make_image_sampler(
     if isinstance(labels, int):
         labels = choose_labels("balanced", labels, experiment.data.num_classes, seed)
     steps, guidance = experiment.solver_steps(), experiment.guidance()
-    sampler = make_sampler(model, experiment.process, steps, guidance)
+    sampler = make_sampler(trunk, experiment.process, experiment.conditioning, steps, guidance)
     return ImageSampler(sampler, codec, labels, seed, chunk)
 
 

@@ -25,12 +25,13 @@ from sra_jax.distributed.sharding import local_rows, place_batch, sharding_table
 from sra_jax.evaluation.history import best_step
 from sra_jax.jobs.monitor import Monitor
 from sra_jax.run import directory as workdirs
+from sra_jax.run import format1
 from sra_jax.run.program import TrainProgram, make_program
 from sra_jax.run.provenance import data_fingerprint
 from sra_jax.training.loop import Hooks, run_steps
 from sra_jax.training.preemption import StopSignals
 from sra_jax.training.reporter import Reporter, StepCost, open_writer
-from sra_jax.training.state import TrainState
+from sra_jax.training.state import TrainState, from_trees, to_trees
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def _train(
         with StopSignals() as stop, contextlib.closing(reporter):
             hooks = Hooks(
                 store,
-                lambda step, state: store.save(step, state._asdict(), {"config": dict(config)}),
+                lambda step, state: store.save(step, to_trees(state), {"config": dict(config)}),
                 lambda step, state: monitor.after(step, state, writer, lambda: stop.stopped),
                 reporter,
                 stop,
@@ -154,13 +155,21 @@ def _restore(store: CheckpointStore, program: TrainProgram) -> tuple[int, TrainS
     """The newest undamaged checkpoint's step and state; 0 and None if there is no checkpoint."""
     if not store.steps():
         return 0, None
-    step, trees = store.restore(program.state._asdict(), optional=("opt_state",))
+    abstract = to_trees(program.state)
+    optional = abstract.keys() - {"step", "params", "ema"}
+    step, trees = format1.restore(store, abstract, optional=optional)
     _log.info("resuming from step %s", f"{step:,}")
-    if "opt_state" not in trees:  # converted weights
-        _log.info("the checkpoint holds no optimiser's state: starting with a fresh one")
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.opt_state)
-        trees["opt_state"] = jax.jit(lambda: program.init().opt_state, out_shardings=shardings)()
-    return step, TrainState(**trees)
+    if missing := sorted(abstract.keys() - trees.keys()):
+        # Converted weights have no optimiser's state, and methods only as far as the file had them.
+        _log.info("the checkpoint lacks %s: starting with fresh ones", ", ".join(missing))
+        shardings = {n: jax.tree.map(lambda leaf: leaf.sharding, abstract[n]) for n in missing}
+
+        def fresh():
+            made = to_trees(program.init())
+            return {name: made[name] for name in missing}
+
+        trees |= jax.jit(fresh, out_shardings=shardings)()
+    return step, from_trees(trees)
 
 
 def _describe(experiment: Experiment, mesh: jax.sharding.Mesh, program: TrainProgram) -> None:
@@ -177,21 +186,11 @@ def _describe(experiment: Experiment, mesh: jax.sharding.Mesh, program: TrainPro
     )
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
     _log.info(
-        "model    %s parameters, %s", f"{count:,}", experiment.transformer(device.platform).dtype
+        "model    %s parameters, %s", f"{count:,}", experiment.trunk(device.platform).config.dtype
     )
     _log.info(
-        "cost     %s GFLOP an image: student %s, teacher %s, head %s, backward %s; recomputed %s",
-        *(
-            f"{value / 1e9:.4g}"
-            for value in (
-                flops.total,
-                flops.student_forward,
-                flops.teacher_forward,
-                flops.head_forward,
-                flops.backward,
-                flops.recomputed,
-            )
-        ),
+        "cost     %s GFLOP an image: forward %s, backward %s; recomputed %s",
+        *(f"{value / 1e9:.4g}" for value in (flops.total, *flops)),
     )
     if xla_flags := os.environ.get("XLA_FLAGS"):
         _log.info("xla      %s", xla_flags)

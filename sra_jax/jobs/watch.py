@@ -55,7 +55,7 @@ def watch(request: EvaluateRequest) -> None:
             trained = workdirs.load_model(request.workdir, step=step)
             # Made once, because it holds the compiled program.
             sampler = sampler or make_image_sampler(
-                trained.experiment, trained.model, codec, setting["images"]
+                trained.experiment, trained.trunk, codec, setting["images"]
             )
             images = SampledImages(request.workdir, sampler, trained.params, side)
             history.record(workdir, step, setting, evaluator.measure(images), writer)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sra_jax.methods.sra import SRAConfig, sra_loss
+from sra_jax.methods import SRA, Example, Networks
+from sra_jax.models import Pass
 from sra_jax.probing.features import FeatureExtractor
 
 BATCH = 64  # images
@@ -32,9 +33,10 @@ def effective_rank(features: np.ndarray) -> float:
 
 def alignment(
     extractor: FeatureExtractor,
-    method: SRAConfig,
+    method: SRA,
     student: Any,
     teacher: Any,
+    head: Any,
     moments: np.ndarray,
     numbers: np.ndarray,
     time: float,
@@ -47,7 +49,8 @@ def alignment(
     Args:
       extractor: makes the models' inputs.
       method: names the two blocks and the gap between their times.
-      student, teacher: parameters.
+      student, teacher: parameters of the trunk.
+      head: the method's own parameters.
       moments: of the images, [N, H, W, 2 C].
       numbers: of the images in their data set, [N].
       time: in [0, 1].
@@ -60,28 +63,23 @@ def alignment(
     for start in range(0, len(numbers), BATCH):
         rows = slice(start, start + BATCH)
         cosines.append(
-            _cosines(extractor, method, student, teacher, moments[rows], numbers[rows], t)
+            _cosines(extractor, method, student, teacher, head, moments[rows], numbers[rows], t)
         )
     return float(np.concatenate(cosines).mean())
 
 
 @partial(jax.jit, static_argnames=("extractor", "method"))
-def _cosines(extractor, method, student, teacher, moments, numbers, t):
+def _cosines(extractor, method, student, teacher, head, moments, numbers, t):
     """Returns the mean cosine over patches for each image, [B]."""
+    process = extractor.process
+    method = dataclasses.replace(method, distance="cosine", teacher_fraction=1.0)
     x, noise = extractor.inputs(moments, numbers)
     times = jnp.full(len(x), t)
     u = jnp.full(len(x), 1.0 if method.gap == "fixed" else 0.5)  # the mean of training's draws
-    apply = extractor.model.apply
-    losses = sra_loss(
-        dataclasses.replace(method, distance="cosine"),
-        extractor.process,
-        partial(apply, {"params": student}),
-        partial(apply, {"params": teacher}),
-        partial(apply, {"params": student}, method="project"),
-        x,
-        extractor.null_labels(len(x)),
-        noise,
-        times,
-        extractor.process.teacher_time(times, u, method.gap_max),
-    )
-    return 1 - losses.alignment
+    draws = {method.name: {"t_teacher": process.earlier(times, u, method.gap_max)}}
+    example = Example(x, extractor.conditioning.null(len(x)), noise, times, {}, draws)
+    networks = [partial(extractor.trunk.apply, params) for params in (student, teacher)]
+    x_t, block = process.corrupt(x, noise, times), method.student_block
+    out = networks[0](x_t, times, example.condition, Pass(taps=(block,), stop_at=block))
+    terms = method.terms(Networks(*networks, head, ()), process, example, out)
+    return 1 - terms.losses["alignment"]

@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sra_jax.conditioning import Conditioning
 from sra_jax.core.random import stream_key
 from sra_jax.data.loading import map_ahead
 from sra_jax.data.records import LatentSource
 from sra_jax.distributed.mesh import BATCH_AXES, batch_sharding
 from sra_jax.distributed.sharding import tree_shardings
-from sra_jax.models import DiffusionTransformer
+from sra_jax.models import Pass, Trunk
 from sra_jax.processes import Process
 
 PER_DEVICE = 64  # images; their features in XL/2 take 1 GB in bfloat16
@@ -39,14 +40,16 @@ class FeatureExtractor:
     Everything that affects them, except parameters and images, is a field.
 
     Attributes:
-      model: the model.
+      trunk: the model.
+      conditioning: has the null label.
       process: adds the noise.
       scale, shift: a latent is the stored mean * scale + shift.
       seed: of the noise.
     """
 
-    model: DiffusionTransformer
+    trunk: Trunk
     process: Process
+    conditioning: Conditioning
     scale: float = 1.0
     shift: float = 0.0
     seed: int = 0
@@ -58,10 +61,6 @@ class FeatureExtractor:
         draw = partial(jax.random.normal, shape=mean.shape[1:])
         noise = jax.vmap(lambda number: draw(jax.random.fold_in(key, number)))(numbers)
         return mean * self.scale + self.shift, noise
-
-    def null_labels(self, count: int) -> jax.Array:
-        """Returns `count` times the label that stands for no class, int32 [count]."""
-        return jnp.full(count, self.model.config.num_classes, jnp.int32)
 
     @partial(jax.jit, static_argnames=("self", "blocks"))
     def patch_features(
@@ -76,14 +75,9 @@ class FeatureExtractor:
         x, noise = self.inputs(moments, numbers)
         times = jnp.full(len(x), t)
         noisy = self.process.corrupt(x, noise, times)
-        features = self.model.apply(
-            {"params": params},
-            noisy,
-            times,
-            self.null_labels(len(x)),
-            taps=blocks,
-            stop_at=blocks[-1],
-        ).features
+        how = Pass(taps=blocks, stop_at=blocks[-1])
+        null = self.conditioning.null(len(x))
+        features = self.trunk.apply(params, noisy, times, null, how).features
         return Seen(noisy, jnp.stack([features[block] for block in blocks]))
 
     @partial(jax.jit, static_argnames=("self", "blocks"))
@@ -136,13 +130,13 @@ def select(source: LatentSource, numbers: Sequence[int]) -> Selection:
     return Selection(source, numbers, np.concatenate(labels), total.hexdigest())
 
 
-def place_params(params: Any, mesh: Mesh) -> Any:
-    """Places the parameters on the devices of `mesh`, sharded as in training.
+def place_params(params: Any, trunk: Trunk, mesh: Mesh) -> Any:
+    """Splits the trunk's parameters over the devices of `mesh` as in training.
 
     Raises:
-      InputError: a parameter does not divide over the mesh.
+      InputError: an axis does not divide over the devices.
     """
-    return jax.device_put(params, tree_shardings(params, mesh))
+    return jax.device_put(params, tree_shardings(params, mesh, trunk.rules))
 
 
 def extract(
@@ -172,8 +166,8 @@ def extract(
     count = len(images.numbers)
     size = shards * min(PER_DEVICE, math.ceil(count / shards))
     sharding = batch_sharding(mesh)
-    model = DiffusionTransformer(extractor.model.config, sharding)
-    extractor = dataclasses.replace(extractor, model=model)
+    trunk = dataclasses.replace(extractor.trunk, batch_sharding=sharding)
+    extractor = dataclasses.replace(extractor, trunk=trunk)
     t = extractor.process.model_time(time)
 
     def read(start: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,23 +5,27 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
 from sra_jax.checkpoints.store import CheckpointStore
+from sra_jax.config.methods import method_section, read_methods
 from sra_jax.config.recipes import base_config
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError, expect_one_of
 from sra_jax.core.files import atomic_write, in_bucket, lock, make_writable
 from sra_jax.core.tree import differences
 from sra_jax.data.spec import LatentSpec
-from sra_jax.evaluation.names import current_name
-from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.methods import METHODS, Method
+from sra_jax.models import DiT, Params
+from sra_jax.run import format1
 from sra_jax.run.provenance import code_version
+from sra_jax.training.state import method_tree
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 is that of version 0.1; see format1.py
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 TREES = {"ema": "ema", "student": "params"}  # what a checkpoint calls the two kinds of weights
@@ -43,6 +47,7 @@ FREE_FIELDS = (
     "mesh",
     "sampling",
     "evaluation",
+    "method_files",
 )
 # The only fields that must stay when training starts from converted weights, which have seen no
 # data here.
@@ -70,12 +75,20 @@ class SavedRun(NamedTuple):
 
 
 class TrainedModel(NamedTuple):
-    """A model read from a workdir, with its parameters and what it was trained on."""
+    """A model read from a workdir.
+
+    Attributes:
+      experiment: its run, without the methods.
+      data: the metadata of the data that it was trained on.
+      trunk: the model itself: `trunk.apply(params, x_t, t, condition, Pass(taps=...))`.
+      params: parameters of the trunk.
+      step: of the checkpoint.
+    """
 
     experiment: Experiment
     data: LatentSpec
-    model: DiffusionTransformer
-    params: Any
+    trunk: DiT
+    params: Params
     step: int
 
 
@@ -159,7 +172,6 @@ def _expect_unchanged(workdir: epath.Path, saved: SavedRun, new: SavedRun) -> No
         for run in (saved, new)
     )
     if saved.data.num_examples == 0:  # converted weights
-        _expect_same_head(workdir, saved.config, new.config)
         was, now = ({name: _get(tree, name) for name in CONVERTED_FIELDS} for tree in (was, now))
     changed = differences(was, now, leave_out=[f"config.{field}" for field in FREE_FIELDS])
     prints = {saved.fingerprint, new.fingerprint} - {None}
@@ -208,8 +220,10 @@ def read(workdir: epath.Path) -> SavedRun:
         version = saved["format_version"]
         if isinstance(version, int) and version <= FORMAT_VERSION:
             data = LatentSpec(**saved["data"])
-            config = _with_current_names(saved["config"])
-            Experiment.from_dict(config)
+            config = saved["config"]
+            if format1.is_old(config):
+                config = format1.upgrade_config(config)
+            Experiment.from_dict(config, with_methods=False)
             return SavedRun(config, data, saved.get("data_fingerprint"), saved.get("code"))
     except (ValueError, KeyError, TypeError) as error:  # InputError is a ValueError
         raise InputError(
@@ -228,16 +242,45 @@ def load_model(
     """
     expect_one_of("weights", weights, TREES)
     saved = read(open_directory(workdir))
-    experiment = Experiment.from_dict(saved.config)
-    model = DiffusionTransformer(experiment.transformer(platform or jax.default_backend()))
-    shapes = jax.eval_shape(lambda key: init_params(model, key, experiment.head), jax.random.key(0))
+    experiment = Experiment.from_dict(saved.config, with_methods=False)
+    trunk = experiment.trunk(platform or jax.default_backend())
+    shapes = jax.eval_shape(trunk.init, jax.random.key(0))
     with CheckpointStore(workdir) as store:
         expect_weights(store, weights, step)
         name = TREES[weights]
-        step, trees = store.restore({name: shapes}, step)
+        step, trees = format1.restore(store, {name: shapes}, step)
     # Each process samples and probes on its own devices, so it takes its own copy.
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), trees[name])
-    return TrainedModel(experiment, saved.data, model, params, step)
+    return TrainedModel(experiment, saved.data, trunk, params, step)
+
+
+def load_method(workdir: str, name: str, weights: str, step: int) -> tuple[Method, Params] | None:
+    """Reads a method of a run and its parameters; None if the run does not train with it.
+
+    Args:
+      workdir: the run's directory.
+      name: of the method.
+      weights: "ema" or "student".
+      step: of the checkpoint.
+    """
+    saved = read(open_directory(workdir))
+    section = {key: fields for key, fields in saved.config["method"].items() if key == name}
+    for method in read_methods(section, steps_per_epoch=1):
+        trunk = Experiment.from_dict(saved.config, with_methods=False).trunk("cpu")
+        shapes = {
+            TREES[weights]: jax.eval_shape(trunk.init, jax.random.key(0)),
+            method_tree(TREES[weights], name): _method_shapes(method, trunk),
+        }
+        with CheckpointStore(workdir) as store:
+            wanted = {key: tree for key, tree in shapes.items() if tree}
+            _, trees = format1.restore(store, wanted, step, optional=wanted)
+        own = trees.get(method_tree(TREES[weights], name), {})
+        return method, jax.tree.map(lambda leaf: leaf.addressable_data(0), own)
+    return None
+
+
+def _method_shapes(method: Method, trunk: DiT) -> Params:
+    return jax.eval_shape(partial(method.init, sizes=trunk.sizes), jax.random.key(0))
 
 
 def expect_weights(store: CheckpointStore, weights: str, step: int | None = None) -> None:
@@ -252,42 +295,28 @@ def expect_weights(store: CheckpointStore, weights: str, step: int | None = None
         )
 
 
-def _with_current_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config, its evaluation.features named as in this version."""
-    evaluation = config.get("evaluation") if isinstance(config, dict) else None
-    if not isinstance(evaluation, dict) or "features" not in evaluation:
-        return config
-    features = current_name(evaluation["features"])
-    return config | {"evaluation": evaluation | {"features": features}}
-
-
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds default values for missing fields.
+    """Adds default values for missing fields, and drops methods of weight 0.
 
     The default of a field that is newer than the file stands for what the code did before.
     """
     default = json.loads(base_config().to_json())
-    return {name: default.get(name, {}) | fields for name, fields in config.items()}
+    completed = {
+        name: default.get(name, {}) | fields
+        for name, fields in config.items()
+        if isinstance(fields, dict)
+    }
+    completed["method"] = {
+        name: (_plain(method_section(name)) if name in METHODS else {}) | fields
+        for name, fields in config["method"].items()
+        if fields.get("weight") != 0
+    }
+    return completed
 
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `tree` as JSON gives it back: tuples become lists."""
     return json.loads(json.dumps(tree))
-
-
-def _expect_same_head(workdir: epath.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises InputError unless both configs train a projection head, or neither does."""
-    there, asked = (Experiment.from_dict(config).head for config in (old, new))
-    if asked and not there:
-        raise InputError(
-            f"the model in {workdir} has no projection head; convert it with --new_head, or train "
-            "it with --config.sra.weight=0"
-        )
-    if there and not asked:
-        raise InputError(
-            f"the model in {workdir} has a projection head, which this config does not train; set "
-            "sra.weight and sra.head"
-        )
 
 
 def _get(tree: Any, path: str) -> Any:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sra_jax.core.errors import InputError
+from sra_jax.conditioning import ClassLabels
 from sra_jax.core.random import stream_key
-from sra_jax.models import DiffusionTransformer
+from sra_jax.models import Trunk
 from sra_jax.processes import Process
 from sra_jax.sampling.guidance import Guidance, make_predictors
 from sra_jax.sampling.solvers import Step, solve
@@ -21,11 +21,14 @@ Sampler = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def make_sampler(
-    model: DiffusionTransformer, process: Process, steps: list[Step], guidance: Guidance
+    trunk: Trunk,
+    process: Process,
+    conditioning: ClassLabels,
+    steps: list[Step],
+    guidance: Guidance,
 ) -> Sampler:
     """A jitted sampler that makes the solver's `steps`, with `guidance`."""
-    config = model.config
-    shape = (config.input_size, config.input_size, config.in_channels)
+    shape = trunk.sizes.layout.shape
 
     @jax.jit
     def sample(params, seed, indices, labels):
@@ -35,8 +38,8 @@ def make_sampler(
         def normal(number):
             return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, number), shape))(keys)
 
-        apply = partial(model.apply, {"params": params})
-        predictors = make_predictors(apply, guidance, config.num_classes, labels)
+        network = partial(trunk.apply, params)
+        predictors = make_predictors(network, guidance, conditioning, {"labels": labels})
         return solve(process, steps, predictors, guidance, lambda i: normal(i + 1), normal(0))
 
     return sample
@@ -72,29 +75,3 @@ def sample_chunks(
         )
         for position, number in enumerate(numbers):
             yield number, latents[position * chunk : (position + 1) * chunk]
-
-
-def choose_labels(text: str, count: int, num_classes: int, seed: int) -> np.ndarray:
-    """Labels int32 [count]: "random", "balanced" (0, 1, 2 and so on), or a list "3,1,4" repeated.
-
-    Raises:
-      InputError: something else, or a label out of range.
-    """
-    if text == "random":
-        return np.random.default_rng(seed).integers(num_classes, size=count, dtype=np.int32)
-    if text == "balanced":
-        return np.arange(count, dtype=np.int32) % num_classes
-    return np.resize(_parse_labels(text, num_classes), count)
-
-
-def _parse_labels(text: str, num_classes: int) -> np.ndarray:
-    try:
-        labels = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"labels is {text!r}, expected random, balanced or a list like 3,1,4"
-        ) from None
-    for label in labels:
-        if not 0 <= label < num_classes:
-            raise InputError(f"label {label} is out of range, expected 0 to {num_classes - 1}")
-    return np.array(labels, np.int32)

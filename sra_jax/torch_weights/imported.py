@@ -3,11 +3,9 @@
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import jax
 
 from sra_jax.codecs import PixelCodec, SDVAECodec
 from sra_jax.codecs.sd_vae import VAEConfig
@@ -15,9 +13,15 @@ from sra_jax.core.errors import InputError
 from sra_jax.core.random import stream_key
 from sra_jax.core.state_dict import find_mismatch
 from sra_jax.data.spec import LatentSpec
-from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
+from sra_jax.models import DiTConfig
 from sra_jax.torch_weights.files import FileTensor, StateDict, TorchCheckpoint
-from sra_jax.torch_weights.layout import from_torch, to_torch, torch_shapes
+from sra_jax.torch_weights.layout import (
+    fresh_params,
+    from_torch,
+    released_methods,
+    to_torch,
+    torch_shapes,
+)
 from sra_jax.torch_weights.original_sit import OUTPUT_WEIGHT, reverse_time
 from sra_jax.torch_weights.recognise import (
     PROJECTORS,
@@ -37,14 +41,12 @@ _log = logging.getLogger(__name__)
 class Choices:
     """What a user decides about an import.
 
-    `layout` and `num_heads` override what the file says. `new_head` initialises a projection head
-    for a model that has none. `allow_mismatch` drops tensors that are left over and initialises
-    those that are missing.
+    `layout` and `num_heads` override what the file says. `allow_mismatch` drops tensors that are
+    left over and initialises those that are missing.
     """
 
     layout: str | None = None
     num_heads: int | None = None
-    new_head: bool = False
     allow_mismatch: bool = False
 
 
@@ -52,7 +54,7 @@ class ImportedModel:
     """The model of a checkpoint whose tensors are still in their file.
 
     Attributes:
-      found: the model that was recognised, with the head that it will have.
+      found: the model that was recognised.
 
     Raises:
       InputError: the file holds no model of ours, or `choices` do not fit it.
@@ -62,15 +64,10 @@ class ImportedModel:
         trees = {name: _cleaned(tree) for name, tree in checkpoint.trees.items()}
         main = trees.get("ema") or trees["model"]
         self.found = recognise(main, checkpoint.args, choices.layout, choices.num_heads)
-        if choices.new_head and self.found.head:
-            raise InputError("the file has a projection head; leave --new_head out")
         self._trees = {
             name: _fitted(_without_projectors(tree, name), name, self.found, choices.allow_mismatch)
             for name, tree in trees.items()
         }
-        self._new_head = choices.new_head
-        if choices.new_head:
-            self.found = dataclasses.replace(self.found, head=True)
         _log_dtypes(self._trees)
 
     @property
@@ -81,19 +78,14 @@ class ImportedModel:
     def read(self, name: str) -> dict[str, Any]:
         """Reads the parameters of one tree as float32 arrays, and forgets the tree.
 
-        A new head is the same for every tree.
+        They are `{"trunk": ..., "method": {NAME: ...}}`.
         """
         tree = self._trees.pop(name)
         config = self.found.config
         _log_position_drift(tree["pos_embed"], config, name)
         if self.found.layout == "sit":
             tree = reverse_time(tree, config)
-        params = from_torch(tree, config)
-        return params | {"head": self._init_head()} if self._new_head else params
-
-    def _init_head(self) -> dict[str, Any]:
-        model = DiffusionTransformer(self.found.config)
-        return jax.jit(lambda key: init_params(model, key, True)["head"])(stream_key(0, "init"))
+        return from_torch(tree, config)
 
 
 def _fitted(
@@ -101,7 +93,8 @@ def _fitted(
 ) -> Mapping[str, Any]:
     """The tree with exactly the tensors of the model that was found."""
     config = _stored_config(tree, found)
-    wanted = torch_shapes(config, found.head)
+    methods = released_methods(tree)
+    wanted = torch_shapes(config, methods)
     extra, missing = sorted(set(tree) - set(wanted)), sorted(set(wanted) - set(tree))
     if allow_mismatch and (extra or missing):
         _log.warning(
@@ -110,7 +103,7 @@ def _fitted(
             ", ".join(extra) or "none",
             ", ".join(missing) or "none",
         )
-        fresh = _fresh_tensors(config, found.head) if missing else {}
+        fresh = _fresh_tensors(config, methods) if missing else {}
         tree = {key: tree[key] if key in tree else fresh[key] for key in wanted}
     if mismatch := find_mismatch(tree, wanted):
         advice = "; --allow_mismatch drops what is left over and initialises what is missing"
@@ -121,21 +114,20 @@ def _fitted(
     return tree
 
 
-def _stored_config(tree: StateDict, found: Recognised) -> TransformerConfig:
+def _stored_config(tree: StateDict, found: Recognised) -> DiTConfig:
     """The config whose tensors are stored: the original SiT's last layer can be as large as DiT's,
     because it also predicts a variance, which `reverse_time` drops."""
-    doubled = dataclasses.replace(found.config, kind="dit")
-    shape = torch_shapes(doubled, found.head)[OUTPUT_WEIGHT]
+    doubled = dataclasses.replace(found.config, outputs=2)
+    shape = torch_shapes(doubled)[OUTPUT_WEIGHT]
     has_variance = OUTPUT_WEIGHT in tree and tree[OUTPUT_WEIGHT].shape == shape
     return doubled if found.layout == "sit" and has_variance else found.config
 
 
-def _fresh_tensors(config: TransformerConfig, head: bool) -> dict[str, Any]:
-    params = init_params(DiffusionTransformer(config), stream_key(0, "init"), head)
-    return to_torch(params, config)
+def _fresh_tensors(config: DiTConfig, methods: Collection[str]) -> dict[str, Any]:
+    return to_torch(fresh_params(config, methods, stream_key(0, "init")), config)
 
 
-def _log_position_drift(table: Any, config: TransformerConfig, name: str) -> None:
+def _log_position_drift(table: Any, config: DiTConfig, name: str) -> None:
     drift = position_drift(table, config)
     if drift > MAX_DRIFT:
         _log.warning(
@@ -148,13 +140,13 @@ def _log_position_drift(table: Any, config: TransformerConfig, name: str) -> Non
         _log.info("position table of %s as stored, within %.1e of its formula", name, drift)
 
 
-def latent_spec(config: TransformerConfig) -> LatentSpec:
+def latent_spec(config: DiTConfig) -> LatentSpec:
     """The spec of a published model's latents: the SD-VAE's, or pixels, by the number of channels.
 
     Raises:
       InputError: neither has this number of channels.
     """
-    side, channels = config.input_size, config.in_channels
+    height, width, channels = config.layout.shape
     if channels == VAEConfig.latent_channels:
         name, codec, image_channels = SDVAECodec.name, VAEConfig(), VAEConfig.out_channels
     elif channels in IMAGE_CHANNELS:
@@ -168,10 +160,10 @@ def latent_spec(config: TransformerConfig) -> LatentSpec:
         codec=name,
         scale=codec.scale,
         shift=codec.shift,
-        latent_shape=(side, side, channels),
-        resolution=side * codec.downsampling,
+        latent_shape=(height, width, channels),
+        resolution=height * codec.downsampling,
         image_channels=image_channels,
-        num_classes=config.num_classes,
+        num_classes=config.conditioning.num_classes,
     )
 
 

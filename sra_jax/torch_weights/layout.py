@@ -149,6 +149,13 @@ def _torch_views(params: Mapping[str, Any], config: DiTConfig) -> dict[str, Any]
     return views
 
 
+def fresh_params(config: DiTConfig, methods: Collection[str], key: jax.Array) -> dict[str, Any]:
+    """First parameters of a trunk and of `methods`."""
+    trunk = DiT(config)
+    own = {m.name: m.init(key, trunk.sizes) for m in RELEASED if m.name in methods}
+    return {"trunk": trunk.init(key), "method": own}
+
+
 def torch_shapes(config: DiTConfig, methods: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor there, of a trunk and of the parameters of `methods`, by name."""
     return dict(_torch_shapes(config, tuple(methods)))
@@ -156,11 +163,8 @@ def torch_shapes(config: DiTConfig, methods: Collection[str] = ()) -> dict[str, 
 
 @cache
 def _torch_shapes(config: DiTConfig, methods: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    trunk = DiT(config)
-
     def views(key):
-        own = {m.name: m.init(key, trunk.sizes) for m in RELEASED if m.name in methods}
-        return _torch_views({"trunk": trunk.init(key), "method": own}, config)
+        return _torch_views(fresh_params(config, methods, key), config)
 
     return {name: array.shape for name, array in jax.eval_shape(views, jax.random.key(0)).items()}
 

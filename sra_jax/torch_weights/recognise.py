@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from sra_jax.conditioning import ClassLabels
 from sra_jax.core.errors import InputError, expect_one_of
 from sra_jax.core.state_dict import shorten
-from sra_jax.models import SIZES, TransformerConfig, name_variant
-from sra_jax.models.layers import position_table
-from sra_jax.torch_weights.layout import HEAD_TABLE
+from sra_jax.models import SIZES, DiTConfig, LatentLayout, name_variant
+from sra_jax.torch_weights.layout import released_methods
 from sra_jax.torch_weights.original_sit import OUTPUT_WEIGHT, variance_rows
 
 LAYOUTS = {
@@ -35,6 +35,7 @@ SHAPES = {  # the axes of the tensors that the model's shape is read from
     "blocks.0.mlp.fc1.weight": "[4 * width, width]",
 }
 MLP_RATIO = 4
+FAMILIES = {1: "SiT", 2: "DiT"}  # by the values predicted for each latent channel
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,22 @@ class Recognised:
     """
 
     layout: str
-    config: TransformerConfig
+    config: DiTConfig
     head: bool
     heads_from: str
 
     def describe(self) -> str:
         """One line for a log."""
         config = self.config
-        name = {"sit": "SiT", "dit": "DiT"}[config.kind]
-        variant = name_variant(config.width, config.depth, config.num_heads, config.patch_size)
-        side, channels = config.input_size, config.in_channels
+        name, layout = FAMILIES[config.outputs], config.layout
+        variant = name_variant(config.width, config.depth, config.num_heads, layout.patch)
+        latents = "x".join(map(str, layout.shape))
         return (
             f"{LAYOUTS[self.layout]} {name}{f'-{variant}' if variant else ''}: depth "
             f"{config.depth}, width {config.width}, {config.num_heads} heads (from "
-            f"{self.heads_from}), patch {config.patch_size}, latents {side}x{side}x{channels}, "
-            f"{config.num_classes:,} classes, {'a' if self.head else 'no'} projection head"
+            f"{self.heads_from}), patch {layout.patch}, latents {latents}, "
+            f"{config.conditioning.num_classes:,} classes, {'a' if self.head else 'no'} "
+            "projection head"
         )
 
 
@@ -129,7 +131,7 @@ def recognise(
         raise InputError(
             f"the MLPs are {hidden} wide, expected {MLP_RATIO} times the width of {width}"
         )
-    head = any(name in HEAD_TABLE for name in state_dict)
+    head = "sra" in released_methods(state_dict)
     found = layout or _find_layout(state_dict, args, outputs == 2 * channels, patch, channels)
     kind = "sit" if found in ("sit", "repa") or outputs == channels else "dit"
     if (found == "dit" and kind != "dit") or (found == "repa" and outputs != channels):
@@ -138,17 +140,17 @@ def recognise(
             "--layout out, or choose another"
         )
     heads, heads_from = _find_heads(args, width, num_heads)
-    config = TransformerConfig(
-        kind=kind,
-        input_size=patch * math.isqrt(shapes["pos_embed"][1]),
-        patch_size=patch,
-        in_channels=channels,
+    side = patch * math.isqrt(shapes["pos_embed"][1])
+    num_classes = shapes["y_embedder.embedding_table.weight"][0] - 1
+    config = DiTConfig(
+        LatentLayout(side, side, channels, patch),
+        ClassLabels(num_classes),
+        outputs={"sit": 1, "dit": 2}[kind],
         width=width,
         depth=_depth(state_dict),
         num_heads=heads,
-        num_classes=shapes["y_embedder.embedding_table.weight"][0] - 1,
     )
-    if args.get("num_classes") == config.num_classes + 1:
+    if args.get("num_classes") == num_classes + 1:
         raise InputError(
             f"the label table has a row for each of the {args['num_classes']} classes and none for "
             "no class; expected one more (training with label dropout)"
@@ -173,9 +175,9 @@ def path_of(args: Mapping[str, Any]) -> str:
     return PATHS[path]
 
 
-def position_drift(table: np.ndarray, config: TransformerConfig) -> float:
+def position_drift(table: np.ndarray, config: DiTConfig) -> float:
     """The largest difference of a stored position table [1, N, D] from its formula."""
-    formula = position_table(config.grid, config.width)
+    formula = config.layout.position_table(config.width)
     return float(np.abs(np.asarray(table, np.float64)[0] - formula).max())
 
 
@@ -218,7 +220,7 @@ def _find_layout(
     """
     if any(name.startswith(PROJECTORS) for name in state_dict):
         return "repa"
-    if any(name in HEAD_TABLE for name in state_dict):
+    if released_methods(state_dict):
         return "sra"
     if "image_size" in args and args.get("path_type") in ORIGINAL_SIT_PATHS:
         return "sit"

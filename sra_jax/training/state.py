@@ -42,27 +42,30 @@ def init_state(
 def to_trees(state: TrainState) -> dict[str, Any]:
     """The state as the named trees of a checkpoint.
 
-    Trunk and methods lie apart: to sample, one reads the trunk and need not know the methods.
+    The trunk's parameters are "params" and "ema", those of a method "params_NAME" and "ema_NAME",
+    its state is "state_NAME". So one reads the trunk without knowing the methods.
     """
-    methods = {
-        "params": state.params["method"],
-        "ema": state.ema["method"],
-        "state": state.method_state,
-    }
-    methods = {name: tree for name, tree in methods.items() if tree}
-    trunk = {"params": state.params["trunk"], "ema": state.ema["trunk"]}
-    trees = {"step": state.step, **trunk, "opt_state": state.opt_state}
-    return trees | ({"methods": methods} if methods else {})
+    trees = {"step": state.step, "opt_state": state.opt_state}
+    for kind, params in (("params", state.params), ("ema", state.ema)):
+        trees |= {kind: params["trunk"]}
+        trees |= {method_tree(kind, name): own for name, own in params["method"].items()}
+    return trees | {method_tree("state", name): own for name, own in state.method_state.items()}
 
 
 def from_trees(trees: Mapping[str, Any]) -> TrainState:
-    """The state of a checkpoint: undoes `to_trees`."""
-    methods = trees.get("methods", {})
-    networks = {
-        name: {"trunk": trees[name], "method": methods.get(name, {})} for name in ("params", "ema")
-    }
-    own = methods.get("state", {})
-    return TrainState(trees["step"], **networks, opt_state=trees["opt_state"], method_state=own)
+    """The state of a checkpoint's trees: undoes `to_trees`."""
+    own = {"params": {}, "ema": {}, "state": {}}
+    for tree_name, tree in trees.items():
+        kind, _, name = tree_name.partition("_")
+        if kind in own and name:
+            own[kind][name] = tree
+    params, ema = ({"trunk": trees[kind], "method": own[kind]} for kind in ("params", "ema"))
+    return TrainState(trees["step"], params, ema, trees["opt_state"], own["state"])
+
+
+def method_tree(kind: str, name: str) -> str:
+    """The name of a method's tree in a checkpoint; `kind` is "params", "ema" or "state"."""
+    return f"{kind}_{name}"
 
 
 def nonfinite_leaves(state: TrainState) -> list[str]:
