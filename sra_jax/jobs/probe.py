@@ -81,12 +81,8 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
         pca_images = _choose_images(request.images, test)
         mesh = make_mesh(MeshConfig(), jax.local_devices())
         plan = _Plan(request, blocks, times, train, test, protocol, out / "features", mesh)
-        _log.info(
-            "images   %s for training, %s for testing; %s protocol",
-            f"{len(train.numbers):,}",
-            f"{len(test.numbers):,}",
-            protocol,
-        )
+        counts = [f"{len(images.numbers):,}" for images in (train, test)]
+        _log.info("images   %s for training, %s for testing; %s protocol", *counts, protocol)
         _log.info("accuracy of the majority class: %.1f %%", 100 * _majority(test))
         reports = []
         for step in steps:
@@ -234,12 +230,11 @@ def _probe_checkpoint(plan: _Plan, trained: workdirs.TrainedModel) -> dict[str, 
 
 
 def _align(plan: _Plan, trained: workdirs.TrainedModel) -> list[dict[str, float]] | None:
-    """Returns the alignment of student and teacher at each time; None without a method."""
+    """Returns the alignment of student and teacher at each time; None if there are not both."""
     method, request = trained.experiment.sra, plan.request
     with CheckpointStore(request.workdir) as store:
-        both = store.names(trained.step) >= set(workdirs.TREES.values())
-    if method is None or not both:
-        return None
+        if method is None or not store.names(trained.step) >= set(workdirs.TREES.values()):
+            return None
     params = {request.weights: trained.params}
     for weights in workdirs.TREES.keys() - params.keys():
         params[weights] = workdirs.load_model(request.workdir, weights, trained.step).params
