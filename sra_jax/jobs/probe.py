@@ -85,12 +85,8 @@ def probe(request: ProbeRequest) -> dict[str, Any]:
         sra = saved.config["method"].get("sra", {})
         features = out / "features"
         plan = _Plan(request, blocks, times, train, test, protocol, features, mesh, sra)
-        _log.info(
-            "images   %s for training, %s for testing; %s protocol",
-            f"{len(train.numbers):,}",
-            f"{len(test.numbers):,}",
-            protocol,
-        )
+        counts = [f"{len(images.numbers):,}" for images in (train, test)]
+        _log.info("images   %s for training, %s for testing; %s protocol", *counts, protocol)
         _log.info("accuracy of the majority class: %.1f %%", 100 * _majority(test))
         reports = []
         for step in steps:
@@ -245,9 +241,8 @@ def _align(plan: _Plan, trained: workdirs.TrainedModel) -> list[dict[str, float]
     request = plan.request
     sra = workdirs.load_method(request.workdir, "sra", "student", trained.step)
     with CheckpointStore(request.workdir) as store:
-        both = store.names(trained.step) >= set(workdirs.TREES.values())
-    if sra is None or not both:
-        return None
+        if sra is None or not store.names(trained.step) >= set(workdirs.TREES.values()):
+            return None
     method, head = sra
     params = {request.weights: trained.params}
     for weights in workdirs.TREES.keys() - params.keys():

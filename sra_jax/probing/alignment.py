@@ -48,15 +48,11 @@ def alignment(
 
     Args:
       extractor: makes the models' inputs.
-      method: names the two blocks and the gap between their times.
+      method: has the two blocks and the gap between their times.
       student, teacher: parameters of the trunk.
       head: the method's own parameters.
-      moments: of the images, [N, H, W, 2 C].
-      numbers: of the images in their data set, [N].
+      moments, numbers: the images, [N, H, W, 2 C], and their numbers in the data set, [N].
       time: in [0, 1].
-
-    Returns:
-      The mean over images and patches, in [-1, 1].
     """
     t = extractor.process.model_time(time)
     cosines = []

@@ -37,14 +37,8 @@ READ_AT_ONCE = 1024
 class FeatureExtractor:
     """Extracts features with fixed noise and the null label.
 
-    Everything that affects them, except parameters and images, is a field.
-
-    Attributes:
-      trunk: the model.
-      conditioning: has the null label.
-      process: adds the noise.
-      scale, shift: a latent is the stored mean * scale + shift.
-      seed: of the noise.
+    Everything that affects them, except parameters and images, is a field. A latent is the stored
+    mean * `scale` + `shift`; `seed` is the noise's.
     """
 
     trunk: Trunk
@@ -64,14 +58,9 @@ class FeatureExtractor:
 
     @partial(jax.jit, static_argnames=("self", "blocks"))
     def patch_features(
-        self,
-        params: Any,
-        moments: jax.Array,
-        numbers: jax.Array,
-        t: jax.Array,
-        blocks: tuple[int, ...],
+        self, params: Any, moments: jax.Array, numbers: jax.Array, t: float, blocks: tuple[int, ...]
     ) -> "Seen":
-        """Computes the outputs of K increasing `blocks` at one time `t` [] of the process."""
+        """Computes the outputs of K increasing `blocks` at the process's own time `t`."""
         x, noise = self.inputs(moments, numbers)
         times = jnp.full(len(x), t)
         noisy = self.process.corrupt(x, noise, times)
@@ -154,13 +143,13 @@ def extract(
     Args:
       extractor: computes the features of a batch.
       params: as `place_params` returns them.
-      images: N images.
-      blocks: K increasing numbers of blocks, counted from 1.
+      images: of any number.
+      blocks: increasing, counted from 1.
       time: from data (0) to noise (1).
       mesh: the devices.
 
     Yields:
-      Numpy arrays for one batch after the other, in the order of the images.
+      Numpy arrays of one batch, in the order of the images.
     """
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     count = len(images.numbers)

@@ -25,10 +25,8 @@ def knn_accuracy(
     wins. With fewer training images than `neighbours`, all of them vote.
 
     Args:
-      train: features [P, N, D] of P sets, as `linear.standardise` makes them.
-      train_labels: [N].
-      test: features [P, M, D].
-      test_labels: [M].
+      train, train_labels: P sets of features [P, N, D] from `linear.standardise`, and [N].
+      test, test_labels: [P, M, D] and [M].
       classes: labels are in [0, classes).
       neighbours: number of votes for each test image.
 

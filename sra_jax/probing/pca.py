@@ -23,16 +23,10 @@ def principal_scores(features: np.ndarray) -> np.ndarray:
 
 
 def pca_maps(features: np.ndarray) -> np.ndarray:
-    """Turns patch features of one block and time into colours.
+    """Turns patch features [images, N, D] into colours [images, grid, grid, 3]; N = grid * grid.
 
     The components are fitted to the patches of all images together. The first is red, the second
     green, the third blue. Each is scaled to fill [0, 1]; a missing component is 0.5.
-
-    Args:
-      features: [images, N, D] for N = grid * grid patches.
-
-    Returns:
-      Colours [images, grid, grid, 3].
     """
     count, patches, width = features.shape
     scores = principal_scores(features.reshape(-1, width))

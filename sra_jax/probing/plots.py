@@ -22,6 +22,7 @@ ANNOTATED = 120  # cells; the numbers of more would be too small to read
 DPI = 120
 PICTURE = 0.94  # side of a PCA map, when its cell is 1 wide
 PANEL_COLUMNS = 15  # PCA maps in a row of panels
+LEGEND = {"frameon": False, "fontsize": 9, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
 class Grid(NamedTuple):
@@ -60,10 +61,9 @@ def draw_heatmap(accuracy: np.ndarray, grid: Grid, title: str) -> Figure:
     axes.spines[:].set_visible(False)
     for block, role in grid.roles().items():
         column = list(grid.blocks).index(block)
-        for color, width in (("white", 5), ("black", 2)):  # a line with white edges
-            frame = Rectangle((column - 0.5, -0.5), 1, times, fill=False, ec=color, lw=width)
-            axes.add_patch(frame)
-        frame.set_clip_on(False)
+        for color, width, clip in (("white", 5, True), ("black", 2, False)):  # with white edges
+            box = (column - 0.5, -0.5), 1, times
+            axes.add_patch(Rectangle(*box, fill=False, ec=color, lw=width)).set_clip_on(clip)
         axes.annotate(role, (column, -0.58), ha="center", va="bottom", annotation_clip=False)
     figure.colorbar(image, label="top-1 accuracy, %", pad=0.03)
     axes.set_title(title, pad=22, fontsize=10)
@@ -77,15 +77,15 @@ def draw_depth(accuracy: np.ndarray, grid: Grid, majority: float, title: str) ->
     """
     figure = _figure(max(5.4, 2.8 + 0.25 * len(grid.blocks)), 3.8)
     axes = figure.add_subplot()
-    _draw_curves(axes, grid.blocks, accuracy, grid.times, majority, accuracy.max())
+    _draw_curves(axes, grid.blocks, accuracy, grid, majority)
     for block, role in grid.roles().items():
         axes.axvline(block, color="0.35", lw=1, ls="--", zorder=0)
         place = axes.get_xaxis_transform()  # a height of 1 is the top of the axes
         axes.text(block, 1.01, role, transform=place, ha="center", va="bottom")
     axes.set_xticks(grid.blocks[:: max(1, len(grid.blocks) // 14)])
-    axes.set(xlabel="block", ylabel="top-1 accuracy, %")
+    axes.set(xlabel="block", ylabel="top-1 accuracy, %", ylim=_scale(accuracy))
     axes.set_title(title, pad=20, fontsize=10)
-    _add_legend(axes)
+    axes.legend(**LEGEND)
     return figure
 
 
@@ -101,14 +101,13 @@ def draw_checkpoints(
     figure = _figure(1.2 + 3.6 * len(roles), 3.8)
     panels = figure.subplots(1, len(roles), sharey=True, squeeze=False)[0]
     for axes, (block, role) in zip(panels, sorted(roles.items()), strict=True):
-        column = list(grid.blocks).index(block)
-        curves = accuracy[:, :, column].T
-        _draw_curves(axes, steps, curves, grid.times, majority, accuracy.max())
+        curves = accuracy[:, :, list(grid.blocks).index(block)].T
+        _draw_curves(axes, steps, curves, grid, majority)
         axes.set_xlabel("training step")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title(f"block {block}, {role}", fontsize=10)
-    panels[0].set_ylabel("top-1 accuracy, %")
-    _add_legend(panels[-1])
+    panels[0].set(ylabel="top-1 accuracy, %", ylim=_scale(accuracy))  # of all panels
+    panels[-1].legend(**LEGEND)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -116,14 +115,10 @@ def draw_checkpoints(
 def draw_pca(
     maps: np.ndarray, inputs: np.ndarray, names: Sequence[str], grid: Grid, title: str
 ) -> Figure:
-    """Draws PCA maps beside the model's inputs, a panel for each image.
+    """Draws PCA maps [times, blocks, images, g, g, 3] in [0, 1], a panel for each named image.
 
-    Args:
-      maps: colours [times, blocks, images, g, g, 3] in [0, 1].
-      inputs: [times, images, H, W, C] in [0, 1]; of several channels the first three are colours.
-      names: of the images.
-      grid: blocks and times.
-      title: of the figure.
+    The model's inputs [times, images, H, W, C] in [0, 1] are beside them: grey, or the first three
+    channels as colours.
     """
     times, blocks, images = maps.shape[:3]
     columns = min(images, max(1, PANEL_COLUMNS // (blocks + 1)))
@@ -163,25 +158,20 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
+def _scale(accuracy: np.ndarray) -> tuple[float, float]:
+    """Returns the limits of an axis of accuracy, in %."""
+    return 0, 105 * max(accuracy.max(), 0.1)
+
+
 def _draw_curves(
-    axes: Axes,
-    x: Sequence[int],
-    accuracy: np.ndarray,
-    times: Sequence[float],
-    majority: float,
-    top: float,
+    axes: Axes, x: Sequence[int], accuracy: np.ndarray, grid: Grid, majority: float
 ) -> None:
-    """Draws accuracy [times, len(x)] in [0, 1]; the scale ends just above `top`."""
-    for row, time in enumerate(times):  # more noise is brighter, and has another marker
-        colour, marker = MAP(0.85 * row / max(len(times) - 1, 1)), MARKERS[row % len(MARKERS)]
+    """Draws accuracy [times, len(x)] in [0, 1], a curve for each time."""
+    for row, time in enumerate(grid.times):  # more noise is brighter
+        colour, marker = MAP(0.85 * row / max(len(grid.times) - 1, 1)), MARKERS[row % len(MARKERS)]
         label = f"t = {time:g}"
         axes.plot(x, 100 * accuracy[row], label=label, color=colour, marker=marker, lw=2, ms=5)
     axes.axhline(100 * majority, color="0.5", lw=1, ls=":", label="majority class", zorder=0)
-    axes.set_ylim(0, 105 * max(top, 0.1))
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _add_legend(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))

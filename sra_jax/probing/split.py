@@ -13,11 +13,7 @@ TEST_SHARE = 0.2
 
 
 def open_fitting(directory: str | os.PathLike, wanted: LatentSpec) -> LatentSource:
-    """Opens a data set whose latents and classes must be of the kind the model was trained on.
-
-    Args:
-      directory: of the data set.
-      wanted: describes the data that the model was trained on.
+    """Opens a data set; its latents and classes must be like `wanted`, the model's training data.
 
     Raises:
       InputError: there is no data set, or its latents or classes are of another kind.
