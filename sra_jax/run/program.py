@@ -69,7 +69,7 @@ def make_program(experiment: Experiment, data: LatentSpec, mesh: jax.sharding.Me
         state=abstract(shapes, shardings),
         batch=abstract(batch, rows),
         flops=step_flops(
-            *(_counted(experiment, remat) for remat in ("none", experiment.model.remat))
+            *(_counted(objective, remat) for remat in ("none", experiment.model.remat))
         ),
     )
 
