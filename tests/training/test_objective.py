@@ -189,7 +189,7 @@ def test_parameters_fields_groups_and_rules_are_those_of_the_methods():
         "labels": FieldSpec((), "int32"),
         "goal": FieldSpec((), "float32"),
     }
-    assert objective.rules == (*DiT.rules, *SRA.rules, *Pull.rules)
+    assert objective.rules == (*SRA.rules, *Pull.rules, *DiT.rules)
     assert objective.group == 3
     assert replace(objective, methods=methods[2:]).group == 6
     assert replace(objective, methods=()).group == 1
