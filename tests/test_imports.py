@@ -14,6 +14,7 @@ ROOMS = (
     "core",
     "distributed",
     "processes",
+    "conditioning",
     "models",
     "codecs",
     "methods",
@@ -98,6 +99,7 @@ def test_imports_run_one_way():
         ("training.loop", "from sra_jax.jobs import train", "training.loop imports jobs.train"),
         ("config.schema", "def f():\n    import sra_jax.run.a", "config.schema imports run.a"),
         ("processes.ddpm", "from sra_jax.core.random import key", "processes.ddpm imports core"),
+        ("conditioning", "import sra_jax.models", "conditioning imports models"),
         ("core.errors", "import sra_jax", "core.errors imports "),
         ("torch_weights.a", "import sra_jax.config", "torch_weights.a imports config"),
         ("utils", "", "utils lies in no room"),
@@ -139,19 +141,24 @@ for name in {BLOCKED}:
     sys.modules[name] = None
 from functools import partial
 import jax, jax.numpy as jnp
-import sra_jax.models, sra_jax.processes, sra_jax.methods.sra, sra_jax.training.step
-from sra_jax.models import DiffusionTransformer, TransformerConfig
+import sra_jax.models, sra_jax.processes, sra_jax.methods, sra_jax.training.step
+from sra_jax.conditioning import ClassLabels
+from sra_jax.methods import SRA
+from sra_jax.models import DiT, DiTConfig, LatentLayout
+from sra_jax.training.flops import step_flops
+from sra_jax.training.objective import Objective
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import init_state
-from sra_jax.training.step import Objective, StepConfig, make_train_step
-config = TransformerConfig("sit", 4, 2, 1, width=8, depth=2, num_heads=2, num_classes=3)
-process = sra_jax.processes.Interpolant()
-method, weight = sra_jax.methods.sra.SRAConfig(1, 2), sra_jax.methods.sra.WeightSchedule(0.2)
-objective = Objective(DiffusionTransformer(config), process, method, weight)
+from sra_jax.training.step import StepConfig, make_train_step
+labels = ClassLabels(3)
+config = DiTConfig(LatentLayout(4, 4, 1, 2), labels, outputs=1, width=8, depth=2, num_heads=2)
+methods = (SRA(student_block=1, teacher_block=2),)
+objective = Objective(DiT(config), sra_jax.processes.Interpolant(), labels, methods)
 optimizer = make_optimizer(OptimizerConfig())
-state = jax.eval_shape(partial(init_state, objective.model, optimizer, 0, True))
+state = jax.eval_shape(partial(init_state, objective, optimizer, 0))
 batch = dict(moments=jnp.zeros((2, 4, 4, 2)), labels=jnp.zeros(2, jnp.int32))
 _, metrics = jax.eval_shape(make_train_step(objective, optimizer, StepConfig()), state, batch)
+assert step_flops(objective, objective).total > 0
 print(sorted(metrics))
 """
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tiny import pixel_spec
 
+from sra_jax.conditioning.class_labels import choose_labels
 from sra_jax.config.recipes import BEST_LAYOUTS, imagenet_config, parse_argument
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError
@@ -28,7 +29,6 @@ from sra_jax.jobs.sample import SampleRequest, _with_overrides
 from sra_jax.processes import DDPM, Interpolant
 from sra_jax.run import directory as workdirs
 from sra_jax.sampling.part_store import PartStore
-from sra_jax.sampling.sampler import choose_labels
 from sra_jax.sampling.solvers import SOLVERS, make_steps, parse_steps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
@@ -52,6 +52,7 @@ NUMBERS = st.one_of(
 LISTS = st.lists(NUMBERS, max_size=4).map(",".join)
 TEXTS = st.one_of(LISTS, st.text(max_size=20))
 PARTS = ["S/2", "XL/2", "B/4", "res=256", "res=512", "recipe=release", "weight=0.5", "weight=nan"]
+PARTS += ["method=sra", "method=none"]
 ARGUMENTS = st.one_of(
     st.lists(st.one_of(st.sampled_from([*PARTS, "slice=v5e:4x4"]), TEXTS), max_size=4).map(
         ",".join
@@ -71,7 +72,7 @@ def result_of(function, *arguments, **named):
 
 @given(ARGUMENTS, st.sampled_from(["sit", "dit"]))
 def test_config_arguments(argument, kind):
-    config = result_of(imagenet_config, argument, kind, 0.2)
+    config = result_of(imagenet_config, argument, kind)
     if config is not None:
         assert config.model.width in (384, 768, 1024, 1152)
         assert config.data.latent_shape[0] in (32, 64) and config.model.remat in (

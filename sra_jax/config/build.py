@@ -14,8 +14,9 @@ def build(cls: type, section: str, values: Mapping[str, Any]) -> Any:
     required = [name for name, f in fields.items() if f.default is dataclasses.MISSING]
     check_names(f"config section {section}", values, fields, required)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    kinds = typing.get_type_hints(cls)  # a field's own type may be a string
     for name, value in values.items():
-        check_type(f"{section}.{name}", value, fields[name].type)
+        check_type(f"{section}.{name}", value, kinds[name])
     return cls(**values)
 
 
@@ -44,8 +45,9 @@ def check_names(what: str, given: Mapping[str, Any], known, required) -> None:
 
 def defaults(cls: type) -> dict[str, Any]:
     """The fields of a dataclass with their defaults; one without a default is empty or zero."""
+    kinds = typing.get_type_hints(cls)
     return {
-        f.name: _empty(f.type) if f.default is dataclasses.MISSING else f.default
+        f.name: _empty(kinds[f.name]) if f.default is dataclasses.MISSING else f.default
         for f in dataclasses.fields(cls)
     }
 

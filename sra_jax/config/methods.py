@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,12 +60,20 @@ def load_method_files(paths: Sequence[str]) -> None:
     Raises:
       InputError: a file is missing or fails.
     """
+    if not isinstance(paths, (list, tuple)) or not all(isinstance(path, str) for path in paths):
+        raise InputError(f"method_files is {paths!r}, expected a list of Python files")
     for path in paths:
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise InputError(f"no file {path}; method_files names the Python files of own methods")
-        spec = importlib.util.spec_from_file_location(f"sra_jax_method_{file.stem}", file)
+        file = Path(os.path.expanduser(path))
+        if file.suffix != ".py" or not file.is_file():
+            raise InputError(
+                f"no Python file {path}; method_files names the files of your own methods"
+            )
+        name = f"sra_jax_method_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
         try:
-            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+            # Annotations that are strings are looked up in the module, by its name.
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
         except Exception as error:  # it is code, and may raise anything
-            raise InputError(f"{path} fails with {type(error).__name__}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} fails with {type(error).__name__}: {reason}") from error

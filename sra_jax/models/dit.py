@@ -137,14 +137,14 @@ class DiT:
         Raises:
           InputError: an input of another shape, or a block that does not exist.
         """
-        how = self._check(x_t, t, how)
+        how = self._check(x_t, t, condition, how)
         return self._network.apply({"params": params}, x_t, t, condition, how)
 
     @property
     def _network(self) -> "DiffusionTransformer":
         return DiffusionTransformer(self.config, self.batch_sharding)
 
-    def _check(self, x: jax.Array, t: jax.Array, how: Pass) -> Pass:
+    def _check(self, x: jax.Array, t: jax.Array, condition: Condition, how: Pass) -> Pass:
         """The pass with its taps sorted. Raises InputError if it cannot run on these inputs."""
         height, width, channels = self.config.layout.shape
         batch = x.shape[0] if x.ndim else 0
@@ -155,6 +155,10 @@ class DiT:
             )
         if t.shape != (batch,):
             raise InputError(f"times have shape {t.shape}, expected ({batch},)")
+        for name, field in self.config.conditioning.fields().items():
+            found, expected = condition[name].shape, (batch, *field.shape)
+            if found != expected:
+                raise InputError(f"condition {name} has shape {found}, expected {expected}")
         depth = self.config.depth
         if how.stop_at is not None and not 1 <= how.stop_at <= depth:
             raise InputError(f"stop_at={how.stop_at}, expected a block from 1 to {depth}")

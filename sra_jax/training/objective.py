@@ -40,8 +40,8 @@ class Objective:
 
     @property
     def rules(self) -> Rules:
-        """Sharding rules of the parameters."""
-        rules = [self.trunk.rules, *(method.rules for method in self.methods)]
+        """Sharding rules of the parameters. The methods' come first: the trunk's are less exact."""
+        rules = [*(method.rules for method in self.methods), self.trunk.rules]
         return tuple(itertools.chain.from_iterable(rules))
 
     def fields(self) -> dict[str, FieldSpec]:

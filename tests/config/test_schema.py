@@ -1,19 +1,24 @@
 """Config files become the experiments that the papers prescribe, or are refused by name."""
 
+import copy
 import dataclasses
 import importlib.util
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from tiny import OUTPUTS
 
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError
 from sra_jax.data import shapes
 from sra_jax.data.embedded import EMBEDDED
+from sra_jax.methods import METHODS, SRA, Method
+from sra_jax.methods.schedule import WeightSchedule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -51,11 +56,25 @@ def load(name: str, argument: str | None = None) -> dict:
 
 def override(config: dict, **changes) -> dict:
     """`config` with `section__field=value` changed, as --config.section.field=value does."""
-    config = {section: dict(fields) for section, fields in config.items()}
+    config = copy.deepcopy(config)
     for name, value in changes.items():
-        section, _, field = name.partition("__")
-        config[section][field] = value
+        *sections, field = name.split("__")
+        section = config
+        for part in sections:
+            section = section[part]
+        section[field] = value
     return config
+
+
+def method_of(experiment: Experiment) -> Method:
+    """The one method of an experiment."""
+    (method,) = experiment.methods
+    return method
+
+
+def weight_at(experiment: Experiment, step: int = 0) -> float:
+    """The weight of its one method's loss."""
+    return float(method_of(experiment).weight(jnp.int32(step)))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -67,16 +86,16 @@ def test_imagenet_configs_hold_the_designs_constants(kind, size, resolution, rec
     depth, width, heads = SIZES[size]
     student, teacher = BLOCKS[kind][size]
     side = resolution // 8
-    for patch, plain in itertools.product((2, 4, 8), (False, True)):
-        argument = f"{size}/{patch},res={resolution},recipe={recipe}" + ",weight=0" * plain
+    for patch, plain in itertools.product((2, 4, 8), ("", ",method=none", ",weight=0")):
+        argument = f"{size}/{patch},res={resolution},recipe={recipe}{plain}"
         experiment = Experiment.from_dict(load(f"{kind}_sra", argument))
 
-        model = experiment.transformer("tpu")
-        assert (model.kind, model.dtype) == (kind, "bfloat16")
+        model = experiment.trunk("tpu").config
+        assert (model.outputs, model.dtype) == (OUTPUTS[kind], "bfloat16")
         assert (model.depth, model.width, model.num_heads) == (depth, width, heads)
-        assert (model.patch_size, model.input_size, model.in_channels) == (patch, side, 4)
-        assert (model.num_classes, model.mlp_ratio) == (1000, 4)
-        assert experiment.transformer("cpu").dtype == "float32"
+        assert (model.layout.patch, *model.layout.shape) == (patch, side, side, 4)
+        assert (model.conditioning.num_classes, model.mlp_ratio) == (1000, 4)
+        assert experiment.trunk("cpu").config.dtype == "float32"
 
         assert dataclasses.asdict(experiment.optimizer).items() >= OPTIMIZER.items()
         train = experiment.train
@@ -85,9 +104,12 @@ def test_imagenet_configs_hold_the_designs_constants(kind, size, resolution, rec
         assert experiment.data.examples_per_epoch == IMAGENET_IMAGES
 
         if plain:
-            assert experiment.sra is None and not experiment.head
+            assert experiment.methods == () and experiment.group == 1
             continue
-        assert dataclasses.asdict(experiment.sra) == {
+        method = method_of(experiment)
+        fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+        del fields["weight"]
+        assert fields == {
             "student_block": student,
             "teacher_block": teacher,
             "distance": distance,
@@ -96,17 +118,14 @@ def test_imagenet_configs_hold_the_designs_constants(kind, size, resolution, rec
             "head": True,
             "teacher_fraction": 1.0,
         }
-        assert experiment.head
-        assert float(experiment.weight(jnp.int32(0))) == pytest.approx(
-            weights[kind == "dit"], rel=1e-6
-        )
+        assert weight_at(experiment) == pytest.approx(weights[kind == "dit"], rel=1e-6)
 
 
 @pytest.mark.parametrize("resolution, guidance", [(256, 1.8), (512, 2.5)])
 def test_sit_samples_as_the_paper_does(resolution, guidance):
     experiment = Experiment.from_dict(load("sit_sra", f"XL/2,res={resolution}"))
     process = experiment.process
-    assert (process.model_kind, process.path, process.weighting) == ("sit", "linear", "uniform")
+    assert (process.outputs, process.path, process.weighting) == (1, "linear", "uniform")
     settings = experiment.guidance()
     assert (settings.scale, settings.low, settings.high) == (guidance, 0.0, 0.7)
     assert settings.channels in (0, 4)  # all of the latent's
@@ -117,7 +136,7 @@ def test_sit_samples_as_the_paper_does(resolution, guidance):
 
 def test_dit_samples_as_its_authors_do():
     experiment = Experiment.from_dict(load("dit_sra", "XL/2"))
-    assert experiment.process.model_kind == "dit"
+    assert experiment.process.outputs == 2
     assert experiment.sampling.solver == "ddpm" and len(experiment.solver_steps()) == 250
     assert experiment.guidance().channels == 3
 
@@ -130,7 +149,7 @@ def test_the_released_weight_decays_after_its_last_constant_epoch(
     kind, weight, resolution, last, decade
 ):
     config = load(f"{kind}_sra", f"B/2,res={resolution},recipe=release")
-    schedule = Experiment.from_dict(config).weight
+    schedule = method_of(Experiment.from_dict(config)).weight
 
     def at(epoch, step=0):
         return float(schedule(jnp.int32(epoch * STEPS_PER_EPOCH + step)))
@@ -146,14 +165,14 @@ def test_the_released_weight_decays_after_its_last_constant_epoch(
 
 @pytest.mark.parametrize("recipe", ["paper", "cosine"])
 def test_the_other_recipes_are_constant(recipe):
-    schedule = Experiment.from_dict(load("sit_sra", f"XL/2,recipe={recipe}")).weight
-    assert float(schedule(jnp.int32(0))) == float(schedule(jnp.int32(3_999_999)))
+    experiment = Experiment.from_dict(load("sit_sra", f"XL/2,recipe={recipe}"))
+    assert weight_at(experiment) == weight_at(experiment, 3_999_999)
 
 
 def test_the_weight_option_takes_every_way_to_write_a_number():
     for text, weight in {"0.35": 0.35, "1": 1.0, "1e-3": 1e-3, ".5": 0.5}.items():
         experiment = Experiment.from_dict(load("sit_sra", f"S/2,weight={text}"))
-        assert float(experiment.weight(jnp.int32(0))) == pytest.approx(weight, rel=1e-6)
+        assert weight_at(experiment) == pytest.approx(weight, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["sit", "dit"])
@@ -165,13 +184,14 @@ def test_embedded_sets_take_the_method_on_a_small_model(
     name, size, channels, classes, examples, kind
 ):
     experiment = Experiment.from_dict(load(name, kind))
-    model = experiment.transformer("cpu")
-    assert (model.kind, model.input_size, model.in_channels) == (kind, size, channels)
-    assert model.num_classes == classes
+    model = experiment.trunk("cpu").config
+    assert (model.outputs, *model.layout.shape) == (OUTPUTS[kind], size, size, channels)
+    assert model.conditioning.num_classes == experiment.conditioning.num_classes == classes
     assert experiment.data.examples_per_epoch == examples
     assert experiment.data.path in EMBEDDED
-    assert (experiment.sra.distance, experiment.sra.gap_max) == ("smooth_l1", 0.2)
-    assert float(experiment.weight(jnp.int32(0))) == pytest.approx(0.2)
+    method = method_of(experiment)
+    assert (method.distance, method.gap_max) == ("smooth_l1", 0.2)
+    assert weight_at(experiment) == pytest.approx(0.2)
     changed = OPTIMIZER | {"learning_rate": experiment.optimizer.learning_rate}
     assert dataclasses.asdict(experiment.optimizer).items() >= changed.items()
     assert load(name) == load(name, "sit")
@@ -179,16 +199,16 @@ def test_embedded_sets_take_the_method_on_a_small_model(
 
 # The paper's ablations (its tables 1 to 5), as overrides of its recipe.
 ABLATIONS = [
-    ("sra", {"sra__student_block": 8, "sra__teacher_block": 8}),
-    ("sra", {"sra__student_block": 1, "sra__teacher_block": 28}),
-    ("sra", {"sra__gap": "fixed"}),
-    ("sra", {"sra__gap_max": 0.0}),
-    ("sra", {"sra__gap_max": 1.0}),
-    ("sra", {"sra__distance": "l1"}),
-    ("sra", {"sra__distance": "l2"}),
-    ("sra", {"sra__distance": "cosine"}),
-    ("sra", {"sra__distance": "cosine_over_tokens"}),
-    ("sra", {"sra__head": False}),
+    ("method", {"method__sra__student_block": 8, "method__sra__teacher_block": 8}),
+    ("method", {"method__sra__student_block": 1, "method__sra__teacher_block": 28}),
+    ("method", {"method__sra__gap": "fixed"}),
+    ("method", {"method__sra__gap_max": 0.0}),
+    ("method", {"method__sra__gap_max": 1.0}),
+    ("method", {"method__sra__distance": "l1"}),
+    ("method", {"method__sra__distance": "l2"}),
+    ("method", {"method__sra__distance": "cosine"}),
+    ("method", {"method__sra__distance": "cosine_over_tokens"}),
+    ("method", {"method__sra__head": False}),
     ("train", {"train__ema_decay": 0.999}),
     ("train", {"train__ema_decay": 0.0}),
     ("process", {"process__path": "cosine", "process__weighting": "lognormal"}),
@@ -200,12 +220,15 @@ def test_ablations_are_overrides(section, changes):
     base = load("sit_sra", "XL/2")
     before = Experiment.from_dict(base)
     after = Experiment.from_dict(override(base, **changes))
-    expected = dataclasses.asdict(getattr(before, section)) | {
-        name.partition("__")[2]: value for name, value in changes.items()
-    }
-    assert dataclasses.asdict(getattr(after, section)) == expected
-    assert dataclasses.replace(after, **{section: getattr(before, section)}) == before
-    assert after.head == changes.get("sra__head", True)
+    values = {name.rpartition("__")[2]: value for name, value in changes.items()}
+    if section == "method":
+        assert method_of(after) == dataclasses.replace(method_of(before), **values)
+        assert dataclasses.replace(after, methods=before.methods) == before
+        assert method_of(after).head == values.get("head", True)
+    else:
+        expected = dataclasses.replace(getattr(before, section), **values)
+        assert getattr(after, section) == expected != getattr(before, section)
+        assert dataclasses.replace(after, **{section: getattr(before, section)}) == before
 
 
 def test_a_config_survives_json():
@@ -224,24 +247,24 @@ def test_a_config_survives_json():
 BAD_SIT = [
     ({"model__dpth": 3}, "'dpth'", "did you mean 'depth'"),
     ({"optimizer__learningrate": 1.0}, "'learningrate'", "did you mean 'learning_rate'"),
-    ({"sra__techer_block": 4}, "'techer_block'", "did you mean 'teacher_block'"),
+    ({"method__sra__techer_block": 4}, "'techer_block'", "did you mean 'teacher_block'"),
     ({"process__pth": "linear"}, "'pth'", "did you mean 'path'"),
-    ({"sra__student_block": 21}, "student block 21", "teacher block 20"),
-    ({"sra__student_block": 0}, "student block 0", "between 1 and"),
-    ({"sra__teacher_block": 29}, "teacher_block is 29", "28 blocks"),
+    ({"method__sra__student_block": 21}, "student block 21", "teacher block 20"),
+    ({"method__sra__student_block": 0}, "student block 0", "between 1 and"),
+    ({"method__sra__teacher_block": 29}, "teacher_block is 29", "28 blocks"),
     ({"model__depth": 12}, "teacher_block is 20", "12 blocks"),
-    ({"model__patch_size": 3}, "patch size 3", "input size 32"),
-    ({"model__patch_size": 0}, "patch_size is 0", "at least 1"),
+    ({"model__patch_size": 3}, "patch size 3", "side 32"),
+    ({"model__patch_size": 0}, "patch is 0", "at least 1"),
     ({"model__num_heads": 5}, "width 1152", "5 heads"),
     ({"model__dtype": "float16"}, "'float16'", "bfloat16"),
     ({"model__remat": "all"}, "'all'", "full"),
-    ({"sra__distance": "cosin"}, "'cosin'", "did you mean 'cosine'"),
-    ({"sra__gap": "fix"}, "'fix'", "fixed"),
-    ({"sra__gap_max": 1.01}, "gap_max is 1.01", "[0, 1]"),
-    ({"sra__gap_max": -0.1}, "gap_max is -0.1", "[0, 1]"),
-    ({"sra__weight": -0.2}, "weight is -0.2", "at least 0"),
-    ({"sra__weight": math.nan}, "weight is nan", "at least 0"),
-    ({"sra__weight": math.inf}, "weight is inf", "at least 0"),
+    ({"method__sra__distance": "cosin"}, "'cosin'", "did you mean 'cosine'"),
+    ({"method__sra__gap": "fix"}, "'fix'", "fixed"),
+    ({"method__sra__gap_max": 1.01}, "gap_max is 1.01", "[0, 1]"),
+    ({"method__sra__gap_max": -0.1}, "gap_max is -0.1", "[0, 1]"),
+    ({"method__sra__weight": -0.2}, "weight is -0.2", "at least 0"),
+    ({"method__sra__weight": math.nan}, "weight is nan", "at least 0"),
+    ({"method__sra__weight": math.inf}, "weight is inf", "at least 0"),
     ({"process__name": "interpolent"}, "'interpolent'", "did you mean 'interpolant'"),
     ({"process__path": "liner"}, "'liner'", "did you mean 'linear'"),
     ({"process__weighting": "normal"}, "'normal'", "lognormal"),
@@ -258,8 +281,12 @@ BAD_SIT = [
     ({"sampling__guidance_interval": (0.0, 0.5, 1.0)}, "(0.0, 0.5, 1.0)", "guidance_interval"),
     ({"sampling__guidance_channels": -1}, "-1", "at least 0"),
     ({"train__microbatches": 3}, "batch_size 256", "3 microbatches"),
-    ({"train__batch_size": 6, "sra__teacher_fraction": 0.25}, "batch_size 6", "groups of 4"),
-    ({"sra__teacher_fraction": 0.7}, "teacher_fraction is 0.7", "0.5"),
+    (
+        {"train__batch_size": 6, "method__sra__teacher_fraction": 0.25},
+        "batch_size 6",
+        "groups of 4",
+    ),
+    ({"method__sra__teacher_fraction": 0.7}, "teacher_fraction is 0.7", "0.5"),
     ({"train__microbatches": 0}, "microbatches is 0", "at least 1"),
     ({"train__steps": 0}, "steps is 0", "at least 1"),
     ({"train__keep": 0}, "keep is 0", "at least 1"),
@@ -272,15 +299,16 @@ BAD_SIT = [
     ({"optimizer__learning_rate": math.nan}, "learning_rate is nan", "above 0"),
     ({"optimizer__learning_rate": math.inf}, "learning_rate is inf", "finite"),
     ({"optimizer__eps": math.inf}, "eps is inf", "finite"),
-    ({"sra__decade_epochs": -3}, "decade_epochs -3", "positive"),
+    ({"method__sra__decade_epochs": -3}, "decade_epochs -3", "positive"),
     ({"sampling__guidance_channels": 9}, "guidance_channels is 9", "4 channels"),
     ({"model__width": "16"}, "model.width is '16'", "int"),
     ({"train__log_every": 2.5}, "train.log_every is 2.5", "int"),
-    ({"sra__weight": "much"}, "sra.weight is 'much'", "float"),
+    ({"method__sra__weight": "much"}, "sra.weight is 'much'", "float"),
     ({"optimizer__weight_decay": math.nan}, "weight_decay is nan", "at least 0"),
     ({"optimizer__b2": 1.0}, "b2 is 1.0", "[0, 1)"),
     ({"optimizer__clip_norm": -1.0}, "clip_norm is -1.0", "above 0"),
-    ({"data__latent_shape": (32, 16, 4)}, "(32, 16, 4)", "(side, side, channels)"),
+    ({"data__latent_shape": (32, 0, 4)}, "(32, 0, 4)", "(height, width, channels)"),
+    ({"data__latent_shape": (32, 17, 4)}, "patch size 2", "side 17"),
     ({"data__latent_shape": (32, 32)}, "(32, 32)", "3 values"),
     ({"data__num_classes": 0}, "num_classes", "at least 1"),
     ({"mesh__data": -1, "mesh__fsdp": -1}, "fsdp -1", "at most one -1"),
@@ -291,9 +319,9 @@ BAD_DIT = [
     ({"sampling__steps": "500,501"}, "501", "1 to 500"),
     ({"sampling__steps": "0"}, "keeps 0", "1 to 1000"),
     ({"sampling__solver": "sde"}, "'sde'", "ddpm, ddim"),
-    ({"sra__gap_max": 1.5}, "gap_max is 1.5", "[0, 1]"),
+    ({"method__sra__gap_max": 1.5}, "gap_max is 1.5", "[0, 1]"),
     ({"process__path": "linear"}, "'path'", "process"),
-    ({"sra__teacher_block": 40}, "teacher_block is 40", "28 blocks"),
+    ({"method__sra__teacher_block": 40}, "teacher_block is 40", "28 blocks"),
 ]
 
 
@@ -317,7 +345,7 @@ BAD_ARGUMENTS = [
     ("XL/2,receipe=paper", "'receipe'", "did you mean 'recipe'"),
     ("XL/2,weight=heavy", "'heavy'", "a number"),
     ("XL/2,weight=", "''", "a number"),
-    ("XL/2,", "''", "res, recipe, weight"),
+    ("XL/2,", "''", "res, method, recipe, weight"),
     ("", "''", "as in XL/2"),
     ("XL/2,weight=-1", "-1", "at least 0"),
     ("XL/2,weight=nan", "nan", "at least 0"),
@@ -340,12 +368,138 @@ def test_missing_parts_are_named():
     whole = load("sit_sra", "S/2")
     without = {name: fields for name, fields in whole.items() if name != "optimizer"}
     assert_refused(lambda: Experiment.from_dict(without), "config lacks", "optimizer")
-    for section, field in (("model", "depth"), ("sra", "weight"), ("train", "steps")):
+    for section, field in (("model", "depth"), ("method.sra", "student_block"), ("train", "steps")):
         cut = override(whole)
-        del cut[section][field]
+        fields = cut["method"]["sra"] if section == "method.sra" else cut[section]
+        del fields[field]
         assert_refused(lambda cut=cut: Experiment.from_dict(cut), section, f"lacks {field}")
     more = whole | {"modle": {}}
     assert_refused(lambda: Experiment.from_dict(more), "'modle'", "did you mean 'model'")
+
+
+# Methods.
+
+
+def test_latents_need_not_be_square():
+    config = override(load("sit_sra", "S/2"), data__latent_shape=(32, 16, 4))
+    assert Experiment.from_dict(config).trunk("cpu").sizes.layout.grid == (16, 8)
+
+
+def test_a_method_section_holds_every_field_so_that_flags_can_override_it():
+    section = load("sit_sra", "XL/2")["method"]["sra"]
+    own = {f.name for f in dataclasses.fields(SRA)}
+    assert section.keys() == own | {"weight", "constant_epochs", "decade_epochs"}
+
+
+def test_a_method_has_the_papers_weight_and_defaults_unless_asked():
+    config = override(load("sit_sra", "XL/2"))
+    config["method"] = {"sra": {"student_block": 8, "teacher_block": 20}}
+    weight = WeightSchedule(0.2, steps_per_epoch=STEPS_PER_EPOCH)
+    expected = SRA(student_block=8, teacher_block=20, weight=weight)
+    assert Experiment.from_dict(config).methods == (expected,)
+
+
+def test_a_method_without_weight_is_no_method():
+    config = load("sit_sra", "XL/2")
+    for plain in (override(config, method={}), override(config, method__sra__weight=0)):
+        assert Experiment.from_dict(plain).methods == ()
+    # Sampling does not look at methods.
+    strange = override(config, method={"unknown": {}}, method_files=["missing.py"])
+    assert Experiment.from_dict(strange, with_methods=False).methods == ()
+
+
+def test_unknown_methods_and_fields_are_refused_by_name():
+    config = load("sit_sra", "XL/2")
+    bad = [
+        ({"method": {"sar": {}}}, "'sar'", "did you mean 'sra'"),
+        ({"method": 3}, "section method is 3", "named fields"),
+        ({"method": {"sra": 3}}, "section method.sra is 3", "named fields"),
+        ({"method__sra__weigth": 0.1}, "'weigth'", "did you mean 'weight'"),
+        ({"method__sra__constant_epochs": 0.5}, "sra.constant_epochs is 0.5", "int"),
+        ({"method__sra__constant_epochs": -1}, "method.sra.constant_epochs is -1", "positive"),
+        ({"method__sra__head": 1}, "method.sra.head is 1", "bool"),
+    ]
+    for changes, *parts in bad:
+        refused = override(config, **changes)
+        assert_refused(lambda refused=refused: Experiment.from_dict(refused), *parts)
+    argument = "XL/2,method=sar"
+    assert_refused(lambda: load("sit_sra", argument), "'sar'", "did you mean 'sra'")
+
+
+OWN_METHOD = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sra_jax.methods import METHODS, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Method):
+    name: ClassVar[str] = "mine"
+    block: int
+    strength: float = 2.0
+
+    def taps(self):
+        return (self.block,)
+
+
+METHODS["mine"] = Mine
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path):
+    """A user's file that adds a method, which this test alone has."""
+    path = tmp_path / "my_method.py"
+    path.write_text(OWN_METHOD)
+    yield path
+    METHODS.pop("mine", None)
+    sys.modules.pop("sra_jax_method_my_method", None)
+
+
+@pytest.mark.parametrize("first_line", ["", "from __future__ import annotations"])
+def test_a_users_file_adds_a_method_beside_others(own_file, first_line):
+    own_file.write_text(first_line + OWN_METHOD)
+    config = load("sit_sra", "XL/2")
+    config["method"]["mine"] = {"block": 3, "weight": 0.5, "decade_epochs": 7}
+    assert_refused(lambda: Experiment.from_dict(config), "'mine'", "sra")  # not loaded yet
+    for _ in range(2):  # it may be loaded again
+        experiment = Experiment.from_dict(config | {"method_files": [str(own_file)]})
+        sra, mine = experiment.methods
+        assert isinstance(sra, SRA) and (mine.block, mine.strength) == (3, 2.0)
+        assert mine.weight == WeightSchedule(0.5, STEPS_PER_EPOCH, 0, 7)
+    bad = override(config, method__mine__block=29, method_files=(str(own_file),))
+    assert_refused(lambda: Experiment.from_dict(bad), "method.mine", "block 29", "28 blocks")
+    bad = override(config, method__mine__blok=2, method_files=(str(own_file),))
+    assert_refused(lambda: Experiment.from_dict(bad), "'blok'", "did you mean 'block'")
+    del config["method"]["mine"]["weight"]  # a method's own default
+    experiment = Experiment.from_dict(config | {"method_files": (str(own_file),)})
+    assert experiment.methods[1].weight.weight == 1.0
+
+
+def test_files_of_methods_that_are_missing_or_fail_are_refused(own_file):
+    config = load("sit_sra", "XL/2")
+
+    def read(*files):
+        return Experiment.from_dict(config | {"method_files": files})
+
+    missing = str(own_file.with_name("absent.py"))
+    assert_refused(lambda: read(str(own_file), missing), "no Python file", missing)
+    text = own_file.rename(own_file.with_suffix(".txt"))
+    assert_refused(lambda: read(str(text)), "no Python file", str(text))
+    for files in (3, "mine.py", [3], None):
+        config_of = config | {"method_files": files}
+        assert_refused(lambda c=config_of: Experiment.from_dict(c), "method_files is", repr(files))
+    for text, words in {
+        "import not_there_at_all": ("ModuleNotFoundError", "not_there_at_all"),
+        "def f(:": ("SyntaxError",),
+        "raise RuntimeError('first line\\nsecond line')": ("RuntimeError", "first line"),
+        "from sra_jax.methods import SRA\nSRA(student_block=2, teacher_block=1)": (
+            "student block 2",
+        ),
+    }.items():
+        own_file.write_text(text)
+        assert_refused(lambda: read(str(own_file)), str(own_file), *words)
 
 
 def assert_refused(act, *parts):

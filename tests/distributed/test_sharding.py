@@ -1,6 +1,7 @@
 """One mesh or another, the same training; and what travels between devices is what must."""
 
 import math
+import re
 import runpy
 from pathlib import Path
 
@@ -28,7 +29,7 @@ MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4), (4, 1, 2)]
 def experiment(mesh=(1, 1, 1), **overrides):
     config = runpy.run_path(str(DIGITS))["get_config"]()
     config.model.update(width=WIDTH, depth=DEPTH, num_heads=4)
-    config.sra.update(student_block=1, teacher_block=2)
+    config.method.sra.update(student_block=1, teacher_block=2)
     config.train.update(batch_size=BATCH)
     config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
     for name, value in overrides.items():
@@ -97,7 +98,7 @@ def test_the_state_is_made_in_shards():
     memory = program.init.lower().compile().memory_analysis()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state))
     assert memory.output_size_in_bytes < 0.4 * whole
-    kernel = program.init().params["blocks"]["mlp"]["fc1"]["kernel"]
+    kernel = program.init().params["trunk"]["blocks"]["mlp"]["fc1"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {
         (DEPTH, WIDTH // 8, 4 * WIDTH)
     }
@@ -116,7 +117,10 @@ def test_data_parallel_reduces_the_gradients_once_and_no_more():
     collectives = text.collectives()
     assert {c.kind for c in collectives} == {"all-reduce"}
     params = program.state.params
-    trained = sum(leaf.size * 4 for leaf in jax.tree.leaves(params)) - params["pos_embed"].size * 4
+    trained = (
+        sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
+        - params["trunk"]["pos_embed"].size * 4
+    )
     reduced = sum(c.count * c.size for c in collectives)
     assert trained <= reduced <= trained + 64  # and a few scalars, the metrics
 
@@ -139,28 +143,98 @@ def test_fsdp_gathers_parameters_and_no_tokens():
 # Rules, tables and bad input.
 
 
-def test_every_array_of_every_kind_of_state_has_a_rule():
+def named_by(rules, name):
+    """The spec of the rule that names the path, or None."""
+    return next((spec for pattern, spec in rules if re.search(rf"(^|/)({pattern})$", name)), None)
+
+
+def test_every_parameter_of_every_kind_has_a_rule():
+    """What trunk and method have by a rule, an optimiser's state has too; its counts are copied."""
     for kind in ("sit", "dit"):
         config = runpy.run_path(str(DIGITS))["get_config"](kind)
         for weight in (0.2, 0.0):
-            config.sra.weight = weight
-            program = make_program(Experiment.from_dict(config.to_dict()), SPEC, mesh_of((1, 1, 1)))
-            assert all(leaf.sharding.spec is not None for leaf in jax.tree.leaves(program.state))
+            config.method.sra.weight = weight
+            run, mesh = Experiment.from_dict(config.to_dict()), mesh_of((1, 1, 1))
+            rules, state = run.objective(mesh).rules, make_program(run, SPEC, mesh).state
+            assert ("sra" in state.params["method"]) == (weight > 0)
+            unnamed = set()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                spec = named_by(rules, name)
+                assert leaf.sharding.spec == (PartitionSpec() if spec is None else spec), name
+                unnamed |= {name} if spec is None else set()
+            assert {name.rpartition("/")[2] for name in unnamed} == {"step", "count"}
+
+
+def test_a_methods_rules_decide_on_its_own_parameters():
+    """Not the trunk's, which name every bias."""
+    sra = make_program(experiment((2, 2, 2)), SPEC, mesh_of((2, 2, 2))).state.params["method"][
+        "sra"
+    ]
+    specs = {
+        f"{a}/{b}": leaf.sharding.spec for a, layer in sra.items() for b, leaf in layer.items()
+    }
+    assert specs == {
+        "fc1/kernel": PartitionSpec("fsdp", "tensor"),
+        "fc1/bias": PartitionSpec("tensor"),
+        "fc2/kernel": PartitionSpec("tensor", "fsdp"),
+        "fc2/bias": PartitionSpec(),
+    }
 
 
 def test_optimiser_and_ema_are_split_as_their_parameters_are():
     state = make_program(experiment((2, 2, 2)), SPEC, mesh_of((2, 2, 2))).state
-    spec = state.params["blocks"]["attention"]["qkv"]["kernel"].sharding.spec
+    spec = state.params["trunk"]["blocks"]["attention"]["qkv"]["kernel"].sharding.spec
     assert spec == PartitionSpec(None, "fsdp", None, "tensor", None)
     moments = state.opt_state[1][0]
     for tree in (state.ema, moments.mu, moments.nu):
-        assert tree["blocks"]["attention"]["qkv"]["kernel"].sharding.spec == spec
+        assert tree["trunk"]["blocks"]["attention"]["qkv"]["kernel"].sharding.spec == spec
+        assert tree["method"]["sra"]["fc1"]["kernel"].sharding.spec == ("fsdp", "tensor")
 
 
-def test_an_array_that_no_rule_names_is_an_error():
-    stranger = {"blocks": {"attention": {"gate": jax.ShapeDtypeStruct((4, 4), np.float32)}}}
-    with pytest.raises(InputError, match="no sharding rule names blocks/attention/gate"):
-        tree_shardings(stranger, mesh_of((1, 1, 1)))
+MIB = 2**18  # float32 values
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "spec"),
+    [
+        ((MIB,), "float32", ("fsdp",)),
+        ((MIB - 4,), "float32", ()),  # below 1 MiB
+        ((MIB,), "bfloat16", ()),
+        ((2 * MIB,), "bfloat16", ("fsdp",)),
+        ((512, 1024), "float32", (None, "fsdp")),  # the largest axis
+        ((1024, 512), "float32", ("fsdp",)),
+        ((512, 1026), "float32", ("fsdp",)),  # the largest that four devices divide
+        ((3, 512, 1026), "float32", (None, "fsdp")),
+        ((513, 1026), "float32", ()),  # none that they divide
+        ((), "float32", ()),
+    ],
+    ids=str,
+)
+def test_an_array_that_no_rule_names_is_split_if_it_is_large(shape, dtype, spec):
+    stranger = {"method": {"new": jax.ShapeDtypeStruct(shape, np.dtype(dtype))}}
+    found = tree_shardings(stranger, mesh_of((2, 4, 1)), ((r"old", PartitionSpec("data")),))
+    assert found["method"]["new"].spec == PartitionSpec(*spec)
+
+
+def test_the_first_rule_that_a_path_ends_with_decides():
+    tree = {name: jax.ShapeDtypeStruct((8, 8), np.float32) for name in ("kernel", "other_kernel")}
+    tree = {"trunk": {"blocks": tree}, "mu": {"trunk": {"blocks": tree}}}
+    rules = (
+        (r"blocks/kernel", PartitionSpec("fsdp")),
+        (r"kernel", PartitionSpec("tensor")),
+        (r"locks/other_kernel", PartitionSpec("data")),  # names end at a slash
+    )
+    found = tree_shardings(tree, mesh_of((2, 2, 2)), rules)
+    for part in (found, found["mu"]):
+        assert part["trunk"]["blocks"]["kernel"].spec == PartitionSpec("fsdp")
+        assert part["trunk"]["blocks"]["other_kernel"].spec == PartitionSpec()
+
+
+def test_an_axis_that_a_rule_cannot_split_is_an_error():
+    tree = {"gate": jax.ShapeDtypeStruct((4, 6), np.float32)}
+    with pytest.raises(InputError, match=r"gate .*axis of 6 .*mesh.fsdp=4"):
+        tree_shardings(tree, mesh_of((2, 4, 1)), ((r"gate", PartitionSpec(None, "fsdp")),))
 
 
 def test_the_table_tells_the_bytes_on_a_device():

@@ -27,13 +27,15 @@ def make_objective(golden: Golden, process: Process, **method: Any) -> Objective
     return Objective(DiT(golden.config), process, golden.config.conditioning, (sra,))
 
 
-def make_gradient(golden: Golden, process: Process) -> Callable[..., tuple[Any, dict]]:
+def make_gradient(
+    golden: Golden, process: Process, microbatches: int = 1
+) -> Callable[..., tuple[Any, dict]]:
     """The gradient of the loss: (student, teacher, example, step) -> (gradient, metrics)."""
     objective = make_objective(golden, process)
 
     def gradient(student, teacher, example, step):
         loss = partial(objective, ema=teacher, state={}, step=step)
-        found, (metrics, _) = accumulate_gradients(loss, student, example, microbatches=1)
+        found, (metrics, _) = accumulate_gradients(loss, student, example, microbatches)
         return found, metrics
 
     return gradient

@@ -1,18 +1,18 @@
 """The trunk against the authors' numbers, and against a plain float64 forward written here."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import BFLOAT16, FEATURES, Jitted, random_state_dict, relative_error
+from golden_kinds.sit import project
 from scipy import special
-from tiny import SMALL, random_inputs
+from tiny import SMALL, random_inputs, vary
 
 from sra_jax.core.errors import InputError
-from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.models import DiT, LatentLayout, Pass
 from sra_jax.torch_weights import from_torch
 
 # Against the authors' code.
@@ -39,9 +39,9 @@ def test_velocity_is_golden(sit, sit_output):
     assert relative_error(sit_output.prediction, sit.images("fwd/velocity")) < FEATURES
 
 
-def test_projected_feature_is_golden(sit, sit_model, sit_inputs, sit_output):
+def test_projected_feature_is_golden(sit, sit_inputs, sit_output):
     feature = sit_output.features[sit.meta["student_block"]]
-    projected = sit_model.project(sit_inputs[0], feature)
+    projected = project(sit_inputs[0], feature)
     assert relative_error(projected, sit["fwd/projected"]) < FEATURES
 
 
@@ -86,7 +86,7 @@ def plain_forward(state, config, x, t, labels):
     """Features of every block [B, N, D], the prediction [B, H, W, C], and the head on block 1 (None
     without one), from PyTorch's state dict: one matrix product at a time, in float64."""
     state = {name: array.astype(np.float64) for name, array in state.items()}
-    width, patch, grid = config.width, config.patch_size, config.input_size // config.patch_size
+    width, patch, (rows, columns) = config.width, config.layout.patch, config.layout.grid
 
     def linear(name, h):
         return h @ state[f"{name}.weight"].T + state[f"{name}.bias"]
@@ -113,12 +113,12 @@ def plain_forward(state, config, x, t, labels):
     def gelu(h):
         return 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
 
-    tokens = np.zeros((len(x), grid * grid, width))
-    for row in range(grid):
-        for column in range(grid):
-            rows, columns = (slice(i * patch, (i + 1) * patch) for i in (row, column))
-            pixels = x[:, rows, columns].astype(np.float64)
-            tokens[:, row * grid + column] = np.einsum(
+    tokens = np.zeros((len(x), rows * columns, width))
+    for row in range(rows):
+        for column in range(columns):
+            down, across = (slice(i * patch, (i + 1) * patch) for i in (row, column))
+            pixels = x[:, down, across].astype(np.float64)
+            tokens[:, row * columns + column] = np.einsum(
                 "bpqc,dcpq->bd", pixels, state["x_embedder.proj.weight"]
             )
     tokens = tokens + state["x_embedder.proj.bias"] + state["pos_embed"]
@@ -142,13 +142,13 @@ def plain_forward(state, config, x, t, labels):
 
     shift, scale = np.split(linear("final_layer.adaLN_modulation.1", silu(c)), 2, axis=-1)
     values = linear("final_layer.linear", modulate(tokens, shift, scale))
-    channels = config.in_channels * {"sit": 1, "dit": 2}[config.kind]
-    prediction = np.zeros((len(x), config.input_size, config.input_size, channels))
-    for row in range(grid):
-        for column in range(grid):
-            rows, columns = (slice(i * patch, (i + 1) * patch) for i in (row, column))
-            patches = values[:, row * grid + column].reshape(-1, patch, patch, channels)
-            prediction[:, rows, columns] = patches
+    channels = config.layout.channels * config.outputs
+    prediction = np.zeros((*x.shape[:3], channels))
+    for row in range(rows):
+        for column in range(columns):
+            down, across = (slice(i * patch, (i + 1) * patch) for i in (row, column))
+            patches = values[:, row * columns + column].reshape(-1, patch, patch, channels)
+            prediction[:, down, across] = patches
     projected = None
     if "ap_head.linear1.weight" in state:
         projected = linear("ap_head.linear2", silu(linear("ap_head.linear1", features[0])))
@@ -156,43 +156,49 @@ def plain_forward(state, config, x, t, labels):
 
 
 SHAPES = {
-    "sit, patch 2, one head": {"patch_size": 2, "width": 24, "depth": 2, "num_heads": 1},
+    "sit, patch 2, one head": {"patch": 2, "width": 24, "depth": 2, "num_heads": 1},
     "sit, patch 4, six heads": {
-        "patch_size": 4,
-        "input_size": 16,
+        "patch": 4,
+        "side": 16,
         "width": 48,
         "depth": 5,
         "num_heads": 6,
         "num_classes": 7,
     },
     "sit, patch 8, three channels": {
-        "patch_size": 8,
-        "input_size": 32,
-        "in_channels": 3,
+        "patch": 8,
+        "side": 32,
+        "channels": 3,
         "width": 64,
         "depth": 1,
         "num_heads": 8,
     },
     "dit, patch 2": {
         "kind": "dit",
-        "patch_size": 2,
-        "input_size": 6,
+        "patch": 2,
+        "side": 6,
         "width": 40,
         "depth": 3,
         "num_heads": 5,
     },
     "dit, patch 4, one channel": {
         "kind": "dit",
-        "patch_size": 4,
-        "in_channels": 1,
+        "patch": 4,
+        "channels": 1,
         "width": 32,
         "depth": 2,
         "num_heads": 2,
         "mlp_ratio": 3,
     },
+    "sit, a latent that is not square": {
+        "layout": LatentLayout(4, 10, 3, patch=2),
+        "width": 24,
+        "depth": 2,
+        "num_heads": 2,
+    },
     "dit, patch 8, one token": {
         "kind": "dit",
-        "patch_size": 8,
+        "patch": 8,
         "width": 32,
         "depth": 2,
         "num_heads": 2,
@@ -203,7 +209,7 @@ SHAPES = {
 @pytest.mark.parametrize("head", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_agrees_with_a_plain_one(shape, head):
-    config = dataclasses.replace(SMALL, **SHAPES[shape])
+    config = vary(SMALL, **SHAPES[shape])
     state = random_state_dict(config, seed=1, head=head)
     inputs = random_inputs(config, seed=2)
     features, prediction, projected = plain_forward(state, config, *inputs)
@@ -213,7 +219,7 @@ def test_forward_agrees_with_a_plain_one(shape, head):
     for k, feature in enumerate(features, start=1):
         assert relative_error(out.features[k], feature) < FEATURES, f"block {k}"
     if head:
-        assert relative_error(model.project(params, out.features[1]), projected) < FEATURES
+        assert relative_error(project(params, out.features[1]), projected) < FEATURES
 
 
 # How it computes does not change what it computes.
@@ -221,7 +227,7 @@ def test_forward_agrees_with_a_plain_one(shape, head):
 
 @pytest.mark.parametrize("shape", ["sit, patch 4, six heads", "dit, patch 2"])
 def test_bfloat16_stays_near_float32(shape):
-    config = dataclasses.replace(SMALL, **SHAPES[shape])
+    config = vary(SMALL, **SHAPES[shape])
     params = from_torch(random_state_dict(config, seed=3, head=True), config)
     inputs = random_inputs(config, seed=4)
     exact_model = Jitted(config)
@@ -232,7 +238,9 @@ def test_bfloat16_stays_near_float32(shape):
     assert 1e-4 < relative_error(half.prediction, exact.prediction) < BFLOAT16
     for k, feature in exact.features.items():
         assert relative_error(half.features[k], feature) < BFLOAT16
-    projected = [m.project(params, exact.features[1]) for m in (half_model, exact_model)]
+    feature = exact.features[1]
+    projected = [project(params, f) for f in (feature.astype(jnp.bfloat16), feature)]
+    assert projected[0].dtype == jnp.bfloat16
     assert relative_error(*projected) < BFLOAT16
 
 
@@ -249,16 +257,16 @@ def test_bfloat16_of_the_golden_model_stays_near_float32(sit, sit_inputs):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"patch_size": 3}, ["patch size 3", "input size 8"]),
-        ({"kind": "sitt"}, ["'sitt'", "did you mean 'sit'"]),
+        ({"patch": 3}, ["patch size 3", "side 8"]),
         ({"dtype": "bfloat"}, ["'bfloat'", "did you mean 'bfloat16'"]),
         ({"remat": "ful"}, ["'ful'", "did you mean 'full'"]),
         ({"attention": "flash"}, ["'flash'", "xla, cudnn"]),
         ({"num_heads": 5}, ["width 32", "5 heads"]),
         ({"width": 30, "num_heads": 3}, ["width 30", "4"]),
         ({"depth": 0}, ["depth is 0"]),
-        ({"in_channels": -1}, ["in_channels is -1"]),
-        ({"patch_size": 0}, ["patch_size is 0"]),
+        ({"channels": -1}, ["channels is -1"]),
+        ({"patch": 0}, ["patch is 0"]),
+        ({"outputs": 0}, ["outputs is 0"]),
         ({"num_heads": 0}, ["num_heads is 0"]),
         ({"num_classes": 0}, ["num_classes is 0"]),
         ({"mlp_ratio": 0}, ["mlp_ratio is 0"]),
@@ -268,7 +276,7 @@ def test_bfloat16_of_the_golden_model_stays_near_float32(sit, sit_inputs):
 )
 def test_bad_config_is_named_in_one_line(changes, words):
     with pytest.raises(InputError) as error:
-        dataclasses.replace(SMALL, **changes)
+        vary(SMALL, **changes)
     assert_one_line(error, words)
 
 
@@ -283,10 +291,10 @@ GOOD = {"x": (2, 8, 8, 4), "t": (2,), "labels": (2,)}
         ({"x": (2, 16, 16, 4)}, ["(2, 16, 16, 4)"]),
         ({"x": (8, 8, 4)}, ["(8, 8, 4)"]),
         ({"x": ()}, ["()"]),
-        ({"t": ()}, ["times ()", "(2,)"]),
-        ({"t": (3,)}, ["times (3,)"]),
-        ({"labels": (2, 1)}, ["labels (2, 1)"]),
-        ({"labels": (1,)}, ["labels (1,)"]),
+        ({"t": ()}, ["times", "()", "(2,)"]),
+        ({"t": (3,)}, ["times", "(3,)"]),
+        ({"labels": (2, 1)}, ["labels", "(2, 1)"]),
+        ({"labels": (1,)}, ["labels", "(1,)"]),
         ({"taps": (4,)}, ["block 4", "1 to 3"]),
         ({"taps": (0,)}, ["block 0"]),
         ({"taps": (3,), "stop_at": 2}, ["block 3", "1 to 2"]),
@@ -297,15 +305,20 @@ GOOD = {"x": (2, 8, 8, 4), "t": (2,), "labels": (2,)}
     ids=str,
 )
 def test_bad_input_is_named_in_one_line(changes, words):
-    model = DiffusionTransformer(SMALL)
-    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
-    given = GOOD | changes
+    trunk, given = DiT(SMALL), GOOD | changes
+    params = jax.eval_shape(trunk.init, jax.random.key(0))
     x, t = (jnp.zeros(given[name]) for name in ("x", "t"))
-    labels = jnp.zeros(given["labels"], jnp.int32)
-    options = {name: given[name] for name in ("taps", "stop_at") if name in given}
+    condition = {"labels": jnp.zeros(given["labels"], jnp.int32)}
+    how = Pass(**{name: given[name] for name in ("taps", "stop_at") if name in given})
     with pytest.raises(InputError) as error:
-        jax.eval_shape(lambda p: model.apply({"params": p}, x, t, labels, **options), params)
+        jax.eval_shape(lambda p: trunk.apply(p, x, t, condition, how), params)
     assert_one_line(error, words)
+
+
+def test_sizes_are_those_that_methods_ask_for():
+    sizes = DiT(vary(SMALL, dtype="bfloat16")).sizes
+    assert sizes == (SMALL.layout, 32, 3, jnp.bfloat16)
+    assert sizes.layout.tokens == 16
 
 
 def assert_one_line(error, words):

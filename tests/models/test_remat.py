@@ -1,15 +1,12 @@
 """What is kept for the backward pass and what is computed again changes memory, and no number."""
 
-import dataclasses
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import pytest
 from golden import ROUNDING, relative_error
-from tiny import SMALL, random_inputs
+from tiny import SMALL, random_inputs, vary
 
-from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.models import DiT, Pass
 from sra_jax.torch_weights import to_torch
 
 
@@ -19,16 +16,17 @@ def differentiated(sit, sit_inputs):
     stopped at block 3, and to the gradient through both in PyTorch's layout."""
 
     def compute(**changes):
-        model = DiffusionTransformer(dataclasses.replace(sit.config, **changes))
+        trunk = DiT(vary(sit.config, **changes))
 
         def loss(params, x, t, labels):
-            out = model.apply({"params": params}, x, t, labels, taps=(2,))
-            stopped = model.apply({"params": params}, x, t, labels, taps=(3,), stop_at=3)
+            inputs = params["trunk"], x, t, {"labels": labels}
+            out = trunk.apply(*inputs, Pass(taps=(2,)))
+            stopped = trunk.apply(*inputs, Pass(taps=(3,), stop_at=3))
             values = out.prediction, out.features[2], stopped.features[3]
             return sum(jnp.sum(jnp.sin(v)) for v in values), values
 
         gradient, values = jax.jit(jax.grad(loss, has_aux=True))(*sit_inputs)
-        return values, to_torch({k: v for k, v in gradient.items() if k != "head"}, sit.config)
+        return values, to_torch({"trunk": gradient["trunk"], "method": {}}, sit.config)
 
     return compute
 
@@ -56,14 +54,14 @@ def test_remat_and_unrolling_change_no_number(differentiated, reference, change)
 
 
 def test_remat_saves_memory():
-    config = dataclasses.replace(SMALL, input_size=16, depth=8)
+    config = vary(SMALL, side=16, depth=8)
 
     def temporaries(remat):
-        model = DiffusionTransformer(dataclasses.replace(config, remat=remat))
-        params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
+        trunk = DiT(vary(config, remat=remat))
+        params = jax.eval_shape(trunk.init, jax.random.key(0))
 
-        def loss(params, *inputs):
-            return jnp.sum(model.apply({"params": params}, *inputs).prediction)
+        def loss(params, x, t, labels):
+            return jnp.sum(trunk.apply(params, x, t, {"labels": labels}).prediction)
 
         lowered = jax.jit(jax.grad(loss)).lower(params, *random_inputs(config, 0, batch=8))
         return lowered.compile().memory_analysis().temp_size_in_bytes
@@ -74,14 +72,14 @@ def test_remat_saves_memory():
 def test_without_remat_only_matrix_products_are_kept():
     """Of each block and token: its input, 3 D of qkv, the weighted values, the projection, 4 D of
     the MLP's hidden layer and D of its output, and the scores of all heads."""
-    batch, tokens, width, heads = 4, SMALL.num_tokens, SMALL.width, SMALL.num_heads
-    config = dataclasses.replace(SMALL, depth=8)
-    model = DiffusionTransformer(config)
-    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
-    inputs = random_inputs(config, 0, batch=batch)
+    batch, tokens, width, heads = 4, SMALL.layout.tokens, SMALL.width, SMALL.num_heads
+    config = vary(SMALL, depth=8)
+    trunk = DiT(config)
+    params = jax.eval_shape(trunk.init, jax.random.key(0))
+    x, t, labels = random_inputs(config, 0, batch=batch)
 
     def backward(params):
-        return jax.vjp(lambda p: model.apply({"params": p}, *inputs).prediction, params)[1]
+        return jax.vjp(lambda p: trunk.apply(p, x, t, {"labels": labels}).prediction, params)[1]
 
     kept = [leaf for leaf in jax.tree.leaves(jax.eval_shape(backward, params)) if leaf.size]
     activations = [leaf for leaf in kept if leaf.shape[:3] == (config.depth, batch, tokens)]
@@ -96,12 +94,12 @@ def test_cudnn_attention_is_a_product_too(monkeypatch, remat, passes):
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
-    config = dataclasses.replace(SMALL, width=128, dtype="bfloat16", attention="cudnn", remat=remat)
-    model, inputs = DiffusionTransformer(config), random_inputs(config, 0, batch=2)
-    params = jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
+    config = vary(SMALL, width=128, dtype="bfloat16", attention="cudnn", remat=remat)
+    trunk, (x, t, labels) = DiT(config), random_inputs(config, 0, batch=2)
+    params = jax.eval_shape(trunk.init, jax.random.key(0))
 
     def loss(params):
-        return jnp.sum(model.apply({"params": params}, *inputs).prediction)
+        return jnp.sum(trunk.apply(params, x, t, {"labels": labels}).prediction)
 
     program = str(jax.make_jaxpr(jax.grad(loss))(params))
     assert program.count("dot_product_attention_fwd_wrapper") == passes

@@ -1,21 +1,16 @@
 """The published sizes against the numbers that the DiT paper prints, at 256px and patch 2."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import count_multiply_adds
+from tiny import OUTPUTS
 
+from sra_jax.conditioning import ClassLabels
 from sra_jax.core.errors import InputError
-from sra_jax.models import (
-    SIZES,
-    DiffusionTransformer,
-    TransformerConfig,
-    init_params,
-    parse_variant,
-)
+from sra_jax.methods import SRA
+from sra_jax.models import SIZES, DiT, DiTConfig, LatentLayout, name_variant, parse_variant
+from sra_jax.training.flops import count_flops
 
 PUBLISHED_MILLIONS = {"S": 33, "B": 130, "L": 458, "XL": 675}
 PUBLISHED_GIGA_MULTIPLY_ADDS = {"S": 6.06, "B": 23.01, "L": 80.71, "XL": 118.64}
@@ -23,25 +18,19 @@ PUBLISHED_GIGA_MULTIPLY_ADDS = {"S": 6.06, "B": 23.01, "L": 80.71, "XL": 118.64}
 
 def make(kind, name):
     size, patch = parse_variant(name)
-    shape = {
-        "width": size.width,
-        "depth": size.depth,
-        "num_heads": size.num_heads,
-        "patch_size": patch,
-    }
-    config = TransformerConfig(kind=kind, input_size=32, in_channels=4, num_classes=1000, **shape)
-    model = DiffusionTransformer(config)
-    return model, jax.eval_shape(partial(init_params, model, head=False), jax.random.key(0))
+    layout = LatentLayout(32, 32, 4, patch)
+    trunk = DiT(DiTConfig(layout, ClassLabels(1000), OUTPUTS[kind], **size._asdict()))
+    return trunk, jax.eval_shape(trunk.init, jax.random.key(0))
 
 
-def forward_multiply_adds(model, params):
+def forward_multiply_adds(trunk, params):
     shape = jax.ShapeDtypeStruct
     image, t = shape((1, 32, 32, 4), jnp.float32), shape((1,), jnp.float32)
 
-    def forward(params, *inputs):
-        return model.apply({"params": params}, *inputs).prediction
+    def forward(params, x, t, labels):
+        return trunk.apply(params, x, t, {"labels": labels}).prediction
 
-    return count_multiply_adds(forward, params, image, t, shape((1,), jnp.int32))
+    return count_flops(forward, params, image, t, shape((1,), jnp.int32)) // 2
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -61,10 +50,10 @@ def test_exact_parameter_count_of_xl():
 def test_published_multiply_adds(size):
     """The paper's counter adds one operation for every element that a layer norm normalises to the
     matrix products: with them, all four numbers are met to their last digit."""
-    model, params = make("dit", f"{size}/2")
-    config = model.config
-    normalised = (2 * config.depth + 1) * config.num_tokens * config.width
-    giga = (forward_multiply_adds(model, params) + normalised) / 1e9
+    trunk, params = make("dit", f"{size}/2")
+    config = trunk.config
+    normalised = (2 * config.depth + 1) * config.layout.tokens * config.width
+    giga = (forward_multiply_adds(trunk, params) + normalised) / 1e9
     assert round(giga, 2) == PUBLISHED_GIGA_MULTIPLY_ADDS[size]
 
 
@@ -84,10 +73,14 @@ def test_sit_differs_by_the_variance_channels_alone(size):
         ("XL/2", (28, 1152, 16), (8, 20), (8, 16), 2),
     ],
 )
-def test_names(name, shape, sit, dit, patch):
+def test_names_and_their_blocks(name, shape, sit, dit, patch):
     size, parsed = parse_variant(name)
     assert (size.depth, size.width, size.num_heads) == shape
-    assert (size.sit_blocks, size.dit_blocks, parsed) == (sit, dit, patch)
+    assert parsed == patch
+    assert name_variant(size.width, size.depth, size.num_heads, patch) == name
+    for outputs, blocks in ((1, sit), (2, dit)):
+        recipe = SRA.recipe("paper", name.partition("/")[0], outputs, resolution=256)
+        assert (recipe["student_block"], recipe["teacher_block"]) == blocks
 
 
 @pytest.mark.parametrize(

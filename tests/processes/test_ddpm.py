@@ -214,10 +214,10 @@ def test_bad_respacing_is_refused_in_one_line(steps, words):
         assert word in str(error.value)
 
 
-def test_teacher_time_steps_back_by_an_integer_gap():
+def test_earlier_time_steps_back_by_an_integer_gap():
     t = jnp.array([500, 500, 500, 100, 0, 999, 1])
     u = jnp.array([0.0, 0.5, 0.9999, 0.9, 0.0, 0.0, 0.0])
-    teacher = PROCESS.teacher_time(t, u, 0.2)
+    teacher = PROCESS.earlier(t, u, 0.2)
     assert teacher.dtype == t.dtype
     np.testing.assert_array_equal(teacher, [500, 400, 301, 1, 1, 999, 1])
 
@@ -227,7 +227,7 @@ def test_drawn_times_and_gaps_cover_their_range():
     assert t.dtype == jnp.int32 and t.min() == 0 and t.max() == 999
     counts = np.bincount(np.asarray(t) // 50, minlength=20)
     assert stats.chisquare(counts).pvalue > 0.01
-    teacher = PROCESS.teacher_time(t, jax.random.uniform(jax.random.key(1), t.shape), 0.2)
+    teacher = PROCESS.earlier(t, jax.random.uniform(jax.random.key(1), t.shape), 0.2)
     assert teacher.min() == 1 and teacher.max() <= 999
     gap = np.asarray(t - teacher)
     inside = np.asarray(t) > 200
@@ -242,3 +242,27 @@ def test_model_time():
     times = [PROCESS.model_time(fraction) for fraction in (0, 0.1, 0.3, 0.5005, 0.7, 0.9994, 1)]
     assert times == [0, 100, 300, 500, 700, 999, 999]
     assert all(PROCESS.model_time(PROCESS.normalized_time(t)) == t for t in range(1000))
+
+
+def test_times_may_differ_within_a_latent():
+    """Times [B, H, W, 1] give what each place has at its own time."""
+    rng = np.random.default_rng(3)
+    x, noise = rng.normal(size=(2, 2, 4, 4, 3)).astype(np.float32)
+    output = jnp.asarray(rng.normal(size=(2, 4, 4, 6)), jnp.float32)
+    t = jnp.asarray(rng.integers(0, 1000, (2, 4, 4, 1)))
+    x_t = PROCESS.corrupt(x, noise, t)
+    mse, vb = PROCESS.loss_terms(output, x, noise, t)
+    assert mse.shape == vb.shape == (2,)
+    parts = []
+    for row, column in np.ndindex(4, 4):
+        place = np.s_[:, row : row + 1, column : column + 1]
+        mine, pair = t[:, row, column, 0], (x[place], noise[place])
+        np.testing.assert_allclose(PROCESS.corrupt(*pair, mine), x_t[place], rtol=1e-6, atol=1e-7)
+        parts.append(PROCESS.generation_loss(output[place], *pair, mine))
+    loss = PROCESS.generation_loss(output, x, noise, t)
+    assert relative_error(loss, np.mean(parts, axis=0)) < LOSSES
+    assert PROCESS.earlier(t, jnp.ones_like(t, jnp.float32), 0.2).shape == t.shape
+
+
+def test_the_model_predicts_a_variance_too():
+    assert PROCESS.outputs == 2

@@ -111,11 +111,33 @@ def test_drawn_times_follow_their_law(path, weighting):
     assert stats.kstest(np.asarray(t, np.float64), law).pvalue > 0.01
 
 
-def test_teacher_time():
+def test_earlier_time():
     process = Interpolant()
     t, u = jnp.array([0.5, 0.1, 1.0, 0.0]), jnp.array([0.25, 1.0, 0.0, 0.5])
-    np.testing.assert_allclose(process.teacher_time(t, u, 0.2), [0.45, 0, 1, 0], atol=1e-7)
-    np.testing.assert_array_equal(process.teacher_time(t, u, 0.0), t)
+    np.testing.assert_allclose(process.earlier(t, u, 0.2), [0.45, 0, 1, 0], atol=1e-7)
+    np.testing.assert_array_equal(process.earlier(t, u, 0.0), t)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_times_may_differ_within_a_latent(path):
+    """Times [B, H, W, 1] give what each place has at its own time."""
+    rng, process = np.random.default_rng(3), Interpolant(path)
+    x, noise, output = rng.normal(size=(3, 2, 4, 4, 3)).astype(np.float32)
+    t = jnp.asarray(rng.uniform(size=(2, 4, 4, 1)), jnp.float32)
+    x_t = process.corrupt(x, noise, t)
+    parts = []
+    for row, column in np.ndindex(4, 4):
+        place = np.s_[:, row : row + 1, column : column + 1]
+        mine, pair = t[:, row, column, 0], (x[place], noise[place])
+        np.testing.assert_allclose(process.corrupt(*pair, mine), x_t[place], rtol=1e-6, atol=1e-7)
+        parts.append(process.generation_loss(output[place], *pair, mine))
+    loss = process.generation_loss(output, x, noise, t)
+    assert loss.shape == (2,) and relative_error(loss, np.mean(parts, axis=0)) < LOSSES
+    assert process.earlier(t, t, 0.2).shape == t.shape
+
+
+def test_the_model_predicts_nothing_beside_the_velocity():
+    assert Interpolant.outputs == 1
 
 
 def test_sampling_times():

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sra_jax.conditioning import ClassLabels
 from sra_jax.core.errors import InputError
 from sra_jax.models import Output
 from sra_jax.processes import DDPM, Interpolant
 from sra_jax.sampling.guidance import Guidance, make_predictors
 from sra_jax.sampling.solvers import make_steps, solve
 
-UNGUIDED = Guidance()
+UNGUIDED, LABELS = Guidance(), ClassLabels(10)
 
 
 def test_interval_is_inclusive_at_both_ends_in_float64():
@@ -26,18 +27,18 @@ class Recorder:
     """A model that notes the batch of each trace; conditional and unconditional parts differ."""
 
     def __init__(self, channels=1):
-        self.channels, self.batches, self.labels = channels, [], []
+        self.channels, self.batches = channels, []
 
-    def __call__(self, x, t, labels):
+    def __call__(self, x, t, condition):
         self.batches.append(len(x))
-        value = jnp.where(labels == 10, 1.0, 3.0)[:, None, None, None]
+        value = jnp.where(condition["labels"] == 10, 1.0, 3.0)[:, None, None, None]
         return Output(jnp.broadcast_to(value, (*x.shape[:3], self.channels)), {})
 
 
 def trace(process, solver, steps, guidance, channels=1):
     """Batches seen, in order, and lengths of the scans."""
-    model, labels = Recorder(channels), jnp.zeros(3, jnp.int32)
-    predictors = make_predictors(model, guidance, 10, labels)
+    model, condition = Recorder(channels), {"labels": jnp.zeros(3, jnp.int32)}
+    predictors = make_predictors(model, guidance, LABELS, condition)
 
     def function(z):
         steps_ = make_steps(process, solver, steps)
@@ -88,16 +89,19 @@ def test_heun_follows_the_test_on_its_steps_start():
     guided, conditional = 1 + 2.0 * (3 - 1), 3.0
     for low, expected in ((0.5, -guided), (0.9, -(guided + conditional) / 2)):
         guidance = Guidance(2.0, low, 1.0)
-        predictors = make_predictors(model, guidance, 10, jnp.zeros(3, jnp.int32))
+        condition = {"labels": jnp.zeros(3, jnp.int32)}
+        predictors = make_predictors(model, guidance, LABELS, condition)
         steps = make_steps(Interpolant(), "heun", 2)
         out = solve(Interpolant(), steps, predictors, guidance, lambda i: z, z)
         np.testing.assert_allclose(out, expected, rtol=1e-6)
 
 
 def test_guidance_acts_on_its_channels():
-    model, labels, z = Recorder(8), jnp.array([1, 2, 10]), jnp.zeros((3, 2, 2, 4))
+    model, z = Recorder(8), jnp.zeros((3, 2, 2, 4))
+    condition = {"labels": jnp.array([1, 2, 10])}
     for channels, guided in ((0, 4), (3, 3), (1, 1)):
-        predict = make_predictors(model, Guidance(1.5, channels=channels), 10, labels)(True)
+        guidance = Guidance(1.5, channels=channels)
+        predict = make_predictors(model, guidance, LABELS, condition)(True)
         out = np.asarray(predict(z, jnp.float32(0.5)))
         assert out.shape == (3, 2, 2, 8)
         np.testing.assert_allclose(out[:2, ..., :guided], 1 + 1.5 * 2)

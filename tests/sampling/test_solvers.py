@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from golden import relative_error
 
+from sra_jax.conditioning import ClassLabels
 from sra_jax.core.errors import InputError
 from sra_jax.models import Output
 from sra_jax.processes import DDPM, Interpolant
 from sra_jax.sampling.guidance import Guidance, make_predictors
 from sra_jax.sampling.solvers import make_steps, parse_steps, solve
 
-UNGUIDED = Guidance()
+UNGUIDED, LABELS = Guidance(), ClassLabels(10)
 
 # Gaussian data of four pixels, mean and covariance known: the best model is linear.
 
@@ -46,7 +47,7 @@ def expectations(alpha, sigma, x_t):
 def best_velocity(path):
     """The model that minimises the generation loss, from the paths' textbook formulas."""
 
-    def apply(x_t, t, labels):
+    def apply(x_t, t, condition):
         t = t[0]
         angle = np.pi / 2 * t
         alpha, sigma, d_alpha, d_sigma = {
@@ -69,7 +70,7 @@ def best_noise(variance_of=None):
     bars = jnp.asarray(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), jnp.float32)
     table = jnp.zeros((1000, 4)) if variance_of is None else jnp.asarray(variance_of, jnp.float32)
 
-    def apply(x_t, t, labels):
+    def apply(x_t, t, condition):
         i = t[0].astype(jnp.int32)
         bar = bars[i]
         noise = expectations(jnp.sqrt(bar), jnp.sqrt(1 - bar), x_t)[1]
@@ -93,7 +94,8 @@ def run(process, solver, steps, apply, z, guidance=UNGUIDED, seed=0):
         def noise(i):
             return jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), z.shape)
 
-        predictors = make_predictors(apply, guidance, 10, jnp.zeros(len(z), jnp.int32))
+        condition = {"labels": jnp.zeros(len(z), jnp.int32)}
+        predictors = make_predictors(apply, guidance, LABELS, condition)
         return solve(process, make_steps(process, solver, steps), predictors, guidance, noise, z)
 
     return np.asarray(from_noise(z), np.float64).reshape(-1, 4)
@@ -168,7 +170,7 @@ def test_ddpm_of_all_steps_recovers_mean_and_variance():
     assert outputs[1:].min() > -1 and outputs[1:].max() < 1 + 1e-6
     bars = jnp.asarray(chain.bar, jnp.float32)
 
-    def apply(x_t, t, labels):
+    def apply(x_t, t, condition):
         i = t[0].astype(jnp.int32)
         bar = bars[i]
         mean, variance = to_pixels(MEAN), to_pixels(variances)
@@ -212,11 +214,11 @@ def test_times_and_noise_of_each_step():
     """Steps go down in time; each draws the noise of its own number."""
     process, seen = Interpolant(), []
 
-    def apply(x, t, labels):
+    def apply(x, t, condition):
         jax.debug.callback(lambda t: seen.append(float(t)), t[0], ordered=True)
         return Output(jnp.zeros_like(x), {})
 
-    predictors = make_predictors(apply, UNGUIDED, 10, jnp.zeros(1, jnp.int32))
+    predictors = make_predictors(apply, UNGUIDED, LABELS, LABELS.null(1))
     z = jnp.zeros((1, 2, 2, 1))
     steps = make_steps(process, "sde", 4)
     guidance = UNGUIDED

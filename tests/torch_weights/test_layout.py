@@ -1,31 +1,25 @@
 """Parameters to and from PyTorch: nothing is changed on the way, and nothing goes missing."""
 
-import dataclasses
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
 from golden import random_state_dict
+from tiny import make_objective, vary
 
+from sra_jax.conditioning import ClassLabels
 from sra_jax.core.errors import InputError
-from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
+from sra_jax.methods import SRA
+from sra_jax.models import DiTConfig, LatentLayout
 from sra_jax.torch_weights import from_torch, to_torch
 
-SIT = TransformerConfig(
-    kind="sit",
-    input_size=8,
-    patch_size=2,
-    in_channels=3,
-    width=24,
-    depth=3,
-    num_heads=2,
-    num_classes=5,
+SIT = DiTConfig(
+    LatentLayout(8, 8, 3, patch=2), ClassLabels(5), outputs=1, width=24, depth=3, num_heads=2
 )
 CONFIGS = {
     "sit": SIT,
-    "dit, patch 4": dataclasses.replace(SIT, kind="dit", patch_size=4, in_channels=4, num_heads=6),
-    "sit, patch 8, one block": dataclasses.replace(SIT, patch_size=8, depth=1, mlp_ratio=2),
+    "dit, patch 4": vary(SIT, kind="dit", patch=4, channels=4, num_heads=6),
+    "sit, patch 8, one block": vary(SIT, patch=8, depth=1, mlp_ratio=2),
+    "sit, not square": vary(SIT, layout=LatentLayout(4, 10, 3, patch=2)),
 }
 
 
@@ -42,17 +36,18 @@ def test_from_pytorch_and_back(name, head):
     config = CONFIGS[name]
     state = random_state_dict(config, seed=0, head=head)
     params = from_torch(state, config)
-    assert ("head" in params) == head
+    assert params.keys() == {"trunk", "method"}
+    assert params["method"].keys() == ({"sra"} if head else set())
     assert_identical(to_torch(params, config), state)
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_to_pytorch_and_back(name, head):
-    """Of a tree that is random throughout and shaped as `init_params` makes it."""
+    """Of a tree that is random throughout and shaped as an objective makes it."""
     config, rng = CONFIGS[name], np.random.default_rng(1)
-    init = partial(init_params, DiffusionTransformer(config), head=head)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    method = SRA(student_block=1, teacher_block=1, head=head)
+    shapes = jax.eval_shape(lambda: make_objective(config, method).init(0))
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
     back = from_torch(to_torch(params, config), config)
     assert jax.tree.structure(back) == jax.tree.structure(params)
@@ -138,4 +133,4 @@ def test_a_model_of_the_other_kind_is_refused():
     """A checkpoint that predicts no variance does not fit DiT, whose output has twice the rows."""
     state = random_state_dict(SIT, seed=4, head=False)
     with pytest.raises(InputError, match=r"final_layer.linear.*\(12,.*\(24,"):
-        from_torch(state, dataclasses.replace(SIT, kind="dit"))
+        from_torch(state, vary(SIT, kind="dit"))

@@ -1,6 +1,5 @@
 """The original SiT, in our time: the same flow as a plain PyTorch model's in its own."""
 
-import dataclasses
 from itertools import pairwise
 
 import jax
@@ -9,25 +8,20 @@ import numpy as np
 import torch
 from golden import FEATURES, ROUNDING, random_state_dict, relative_error
 from published import as_original_sit, original_sit_velocity, tensors
+from tiny import vary
 
-from sra_jax.models import DiffusionTransformer, TransformerConfig
+from sra_jax.conditioning import ClassLabels
+from sra_jax.models import DiT, DiTConfig, LatentLayout
 from sra_jax.processes import Interpolant
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.solvers import make_steps, solve
 from sra_jax.torch_weights import from_torch
 from sra_jax.torch_weights.original_sit import reverse_time
 
-CONFIG = TransformerConfig(
-    kind="sit",
-    input_size=8,
-    patch_size=2,
-    in_channels=4,
-    width=48,
-    depth=3,
-    num_heads=4,
-    num_classes=5,
+CONFIG = DiTConfig(
+    LatentLayout(8, 8, 4, patch=2), ClassLabels(5), outputs=1, width=48, depth=3, num_heads=4
 )
-DOUBLED = dataclasses.replace(CONFIG, kind="dit")  # its last layer is as large as SiT's there
+DOUBLED = vary(CONFIG, outputs=2)  # its last layer is as large as SiT's there
 
 
 def inputs(seed=0, batch=3):
@@ -52,8 +46,8 @@ def test_the_velocity_is_that_of_the_other_time_negated():
         CONFIG.num_heads,
     )
     params = from_torch(reverse_time(state, CONFIG), CONFIG)
-    model = DiffusionTransformer(CONFIG)
-    ours = model.apply({"params": params}, channels_last(x), t, y).prediction
+    trunk, condition = DiT(CONFIG), {"labels": y}
+    ours = trunk.apply(params["trunk"], channels_last(x), t, condition).prediction
     assert relative_error(ours, -channels_last(theirs)) < FEATURES
 
 
@@ -70,13 +64,14 @@ def test_a_trajectory_is_the_same():
         )
 
     params = from_torch(reverse_time(state, CONFIG), CONFIG)
-    model, process = DiffusionTransformer(CONFIG), Interpolant()
+    trunk, process = DiT(CONFIG), Interpolant()
+    condition = {"labels": jnp.asarray(y)}
 
     @jax.jit
     def sample(z):
         def predict(x, t):
             times = jnp.full(len(x), t)
-            return model.apply({"params": params}, x, times, jnp.asarray(y)).prediction
+            return trunk.apply(params["trunk"], x, times, condition).prediction
 
         steps = make_steps(process, "euler", 20)
         return solve(process, steps, lambda guided: predict, Guidance(1.0), None, z)
@@ -88,7 +83,7 @@ def test_a_trajectory_is_the_same():
 
 def test_turning_our_weights_around_and_back_changes_nothing():
     state = random_state_dict(CONFIG, seed=4, head=False)
-    there = as_original_sit(state, CONFIG.patch_size, CONFIG.in_channels)
+    there = as_original_sit(state, CONFIG.layout.patch, CONFIG.layout.channels)
     assert there["final_layer.linear.weight"].shape == (32, 48)
     back = reverse_time(there, CONFIG)
     assert set(back) == set(state)

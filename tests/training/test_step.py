@@ -18,38 +18,28 @@ from golden import (
     relative_error,
     worst_error,
 )
+from golden_kinds.shared import make_example, make_gradient
 from tiny import METHOD, TINY, make_batch, make_objective
 
 from sra_jax.core.errors import InputError
 from sra_jax.distributed.mesh import MeshConfig, batch_sharding, make_mesh, replicated
-from sra_jax.methods.sra import SRAConfig, WeightSchedule
-from sra_jax.models import DiffusionTransformer
+from sra_jax.models import DiT
 from sra_jax.pods.hlo import Program
 from sra_jax.processes import Interpolant
 from sra_jax.torch_weights import to_torch
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState, init_state, nonfinite_leaves
-from sra_jax.training.step import (
-    Example,
-    Objective,
-    StepConfig,
-    accumulate_gradients,
-    apply_gradients,
-    make_train_step,
-)
+from sra_jax.training.step import StepConfig, accumulate_gradients, apply_gradients, make_train_step
 
 # Against the authors' code, in two microbatches; test_check_golden.py does it in one, and for DiT.
 
 
 def make_golden_step(golden, optimizer):
     """The step on a drawn example, compiled: (state, example) -> (state, gradient, metrics)."""
-    weight = WeightSchedule(golden.meta["align_weight"])
-    method = SRAConfig(golden.meta["student_block"], golden.meta["teacher_block"])
-    objective = Objective(DiffusionTransformer(golden.config), Interpolant(), method, weight)
+    differentiate = make_gradient(golden, Interpolant(), microbatches=2)
 
     def step(state, example):
-        loss = partial(objective, ema=state.ema, step=state.step)
-        gradient, metrics = accumulate_gradients(loss, state.params, example, microbatches=2)
+        gradient, metrics = differentiate(state.params, state.ema, example, state.step)
         return apply_gradients(state, gradient, optimizer, 0.9), gradient, metrics
 
     return jax.jit(step)
@@ -57,14 +47,14 @@ def make_golden_step(golden, optimizer):
 
 def start(golden, optimizer):
     student, teacher = golden.params("student"), golden.params("teacher")
-    return TrainState(jnp.int32(0), student, teacher, optimizer.init(student))
+    return TrainState(jnp.int32(0), student, teacher, optimizer.init(student), {})
 
 
 def sit_example(sit, i):
     t = sit.jax(f"train/{i}/u_time")
-    t_teacher = Interpolant().teacher_time(t, sit.jax(f"train/{i}/u_gap"), 0.2)
-    labels = sit.jax("loss/labels", jnp.int32)
-    return Example(sit.images("loss/latents"), labels, sit.images(f"train/{i}/noise"), t, t_teacher)
+    t_teacher = Interpolant().earlier(t, sit.jax(f"train/{i}/u_gap"), 0.2)
+    x, noise = sit.images("loss/latents"), sit.images(f"train/{i}/noise")
+    return make_example(x, sit.jax("loss/labels", jnp.int32), noise, t, t_teacher)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +110,10 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, eps=1e-2)
 def live_state():
     """A first state whose modulation is not zero: in a fresh model most gradients are."""
     optimizer, rng = make_optimizer(OPTIMIZER), np.random.default_rng(1)
-    state = jax.jit(partial(init_state, DiffusionTransformer(TINY), optimizer, 0, True))()
+    state = jax.jit(partial(init_state, make_objective(), optimizer, 0))()
     params = jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype("f"), state.params)
-    params["pos_embed"] = state.params["pos_embed"]
-    return TrainState(state.step, params, jax.tree.map(jnp.copy, state.params), state.opt_state)
+    params["trunk"]["pos_embed"] = state.params["trunk"]["pos_embed"]
+    return state._replace(params=params, ema=jax.tree.map(jnp.copy, state.params))
 
 
 class Run(NamedTuple):
@@ -184,10 +174,9 @@ def test_a_part_that_is_aligned_needs_no_exchange():
 
     def exchanges(fraction):
         objective = make_objective(method=dataclasses.replace(METHOD, teacher_fraction=fraction))
-        model = DiffusionTransformer(TINY, split)
-        objective = dataclasses.replace(objective, model=model)
+        objective = dataclasses.replace(objective, trunk=DiT(TINY, split))
         step = make_train_step(objective, optimizer, StepConfig())
-        state = jax.eval_shape(partial(init_state, model, optimizer, 0, True))
+        state = jax.eval_shape(partial(init_state, objective, optimizer, 0))
         jitted = jax.jit(step, in_shardings=(copied, split), out_shardings=copied)
         collectives = Program(jitted.lower(state, batch).compile().as_text()).collectives()
         return {(each.kind, each.size, each.count) for each in collectives}
@@ -226,12 +215,12 @@ def flatten(params):
 
 def test_position_table_never_moves(live_state, run_tiny):
     last, _ = run_tiny(weight_decay=0.1).history[-1]
-    table = live_state.params["pos_embed"]
-    np.testing.assert_array_equal(last.params["pos_embed"], table)
-    assert relative_error(last.ema["pos_embed"], table) < ROUNDING
+    table = live_state.params["trunk"]["pos_embed"]
+    np.testing.assert_array_equal(last.params["trunk"]["pos_embed"], table)
+    assert relative_error(last.ema["trunk"]["pos_embed"], table) < ROUNDING
     before, after = flatten(live_state.params), flatten(last.params)
     still = [name for name in before if np.array_equal(before[name], after[name])]
-    assert still == ["['pos_embed']"]
+    assert still == ["['trunk']['pos_embed']"]
 
 
 def test_weight_decay_is_that_of_adamw(live_state, run_tiny):
@@ -239,7 +228,7 @@ def test_weight_decay_is_that_of_adamw(live_state, run_tiny):
     runs = run_tiny(weight_decay=0.1), run_tiny()
     with_decay, without = (flatten(run.history[0][0].params) for run in runs)
     for name, before in flatten(live_state.params).items():
-        if name != "['pos_embed']":
+        if name != "['trunk']['pos_embed']":
             taken = without[name] - with_decay[name]
             np.testing.assert_allclose(taken, 1e-2 * 0.1 * before, atol=3e-7, err_msg=name)
 
@@ -298,20 +287,21 @@ def test_any_array_that_is_not_finite_is_named(live_state, name):
 
 
 def test_first_state():
-    model, optimizer = DiffusionTransformer(TINY), make_optimizer(OPTIMIZER)
-    init = jax.jit(partial(init_state, model, optimizer), static_argnames="head")
-    state, other = (init(seed=seed, head=True) for seed in (3, 4))
+    optimizer = make_optimizer(OPTIMIZER)
+    init = jax.jit(partial(init_state, make_objective(), optimizer))
+    state, other = (init(seed=seed) for seed in (3, 4))
     jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
     assert state.step.dtype == jnp.int32 and state.step == 0
-    assert not np.array_equal(*(s.params["patch_embed"]["kernel"] for s in (state, other)))
-    assert "head" in state.params
-    headless = jax.eval_shape(partial(init, head=False), seed=3)
-    assert "head" not in headless.params and "head" not in headless.ema
+    kernels = (s.params["trunk"]["patch_embed"]["kernel"] for s in (state, other))
+    assert not np.array_equal(*kernels)
+    assert "sra" in state.params["method"] and state.method_state == {}
+    plain = jax.eval_shape(partial(init_state, make_objective(method=None), optimizer), seed=3)
+    assert plain.params["method"] == plain.ema["method"] == {}
 
 
 def test_ema_of_the_first_state_is_no_alias():
     """Without jit around it, too: an alias cannot be donated twice."""
-    first = init_state(DiffusionTransformer(TINY), make_optimizer(OPTIMIZER), seed=0, head=True)
+    first = init_state(make_objective(), make_optimizer(OPTIMIZER), seed=0)
     for param, ema in zip(jax.tree.leaves(first.params), jax.tree.leaves(first.ema), strict=True):
         assert param.unsafe_buffer_pointer() != ema.unsafe_buffer_pointer()
     jax.jit(lambda state: state, donate_argnums=0)(first)  # raises for an alias
@@ -323,6 +313,29 @@ def test_the_whole_state_is_donated(run_tiny):
     run = run_tiny()
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.first))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(run.last))
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 4])
+def test_gradient_and_what_is_averaged_with_it(microbatches):
+    """Neighbours of a group stay together, in their order; statistics are averaged."""
+    params, example = jnp.float32(2), {"a": jnp.arange(8), "b": jnp.arange(16.0).reshape(8, 2)}
+
+    def loss(params, example):
+        a = example["a"]
+        assert len(a) == 8 // microbatches
+        value = params * a.mean() + example["b"].mean()
+        seen = {
+            "examples": jax.nn.one_hot(a, 8).sum(0),
+            "steps": a[1::2] - a[::2],
+            "odd": a[::2] % 2,
+        }
+        return value, ({"loss": value}, seen)
+
+    gradient, (metrics, seen) = accumulate_gradients(loss, params, example, microbatches, 2)
+    np.testing.assert_allclose(gradient, 3.5)
+    np.testing.assert_allclose(metrics["loss"], 2 * 3.5 + 7.5)
+    np.testing.assert_allclose(seen["examples"] * microbatches, np.ones(8))
+    assert (seen["steps"] == 1).all() and not seen["odd"].any()
 
 
 # Bad input.
