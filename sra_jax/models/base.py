@@ -14,6 +14,33 @@ from sra_jax.models.layout import LatentLayout
 Params = Mapping[str, Any]
 
 
+class Route(NamedTuple):
+    """Only some tokens run blocks `first` to `last`; the others pass these blocks unchanged.
+
+    Attributes:
+      first, last: blocks, both included.
+      keep: the tokens that run them, int32 [B, K]; K is the same for every example.
+    """
+
+    first: int
+    last: int
+    keep: jax.Array
+
+
+class Groups(NamedTuple):
+    """Tokens in groups, each with a time of its own.
+
+    Attributes:
+      ids: the group of every token, int32 [B, N], from 0 on.
+      counts: how many tokens each of the G groups has, in every example.
+      separate: whether tokens attend within their group only.
+    """
+
+    ids: jax.Array
+    counts: tuple[int, ...]
+    separate: bool
+
+
 @dataclass(frozen=True)
 class Pass:
     """How one forward pass runs; never what the model is. Blocks count from 1.
@@ -21,10 +48,14 @@ class Pass:
     Attributes:
       taps: blocks whose outputs to return, or "all".
       stop_at: the last block to compute; there is no prediction then.
+      route: tokens that pass some blocks by.
+      groups: the times are [B, G] then, one for each group.
     """
 
     taps: tuple[int, ...] | Literal["all"] = ()
     stop_at: int | None = None
+    route: Route | None = None
+    groups: Groups | None = None
 
 
 WHOLE = Pass()  # all blocks, no taps
@@ -61,6 +92,9 @@ class Sizes(NamedTuple):
 class Trunk(Protocol):
     """A network from noisy latents, times and a condition to a prediction and features."""
 
+    supports: ClassVar[frozenset[str]]
+    """Of the fields of `Pass`, "route" and "groups", those that it can run."""
+
     rules: ClassVar[Rules]
     """Sharding rules: patterns that a parameter's path ends with, the first match decides."""
 
@@ -79,4 +113,4 @@ class Trunk(Protocol):
         condition: Condition,
         how: Pass = WHOLE,
     ) -> Output:
-        """Runs the network on `x_t` [B, H, W, C] at times `t` [B]."""
+        """Runs the network on `x_t` [B, H, W, C] at times `t`, [B] or by group [B, G]."""

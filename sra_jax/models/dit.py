@@ -111,6 +111,7 @@ class DiT:
 
     config: DiTConfig
     batch_sharding: jax.sharding.Sharding | None = None
+    supports: ClassVar[frozenset[str]] = frozenset({"route", "groups"})
     rules: ClassVar[Rules] = RULES
 
     @property
@@ -134,8 +135,10 @@ class DiT:
     ) -> Output:
         """Predicts from noisy latents `x_t` [B, H, W, C], times `t` [B] and a condition.
 
+        With groups, times are [B, G].
+
         Raises:
-          InputError: an input of another shape, or a block that does not exist.
+          InputError: an input of another shape, or a pass that cannot run.
         """
         how = self._check(x_t, t, condition, how)
         return self._network.apply({"params": params}, x_t, t, condition, how)
@@ -153,8 +156,9 @@ class DiT:
                 f"model input has shape {x.shape}, expected [B, {height}, {width}, {channels}] "
                 "(channels last)"
             )
-        if t.shape != (batch,):
-            raise InputError(f"times have shape {t.shape}, expected ({batch},)")
+        times = (batch,) if how.groups is None else (batch, len(how.groups.counts))
+        if t.shape != times:
+            raise InputError(f"times have shape {t.shape}, expected {times}")
         for name, field in self.config.conditioning.fields().items():
             found, expected = condition[name].shape, (batch, *field.shape)
             if found != expected:
@@ -169,7 +173,26 @@ class DiT:
         for k in how.taps:
             if not 1 <= k <= last:
                 raise InputError(f"tap at block {k}, expected a block from 1 to {last}")
+        self._check_route(how, last)
+        if how.groups is not None and sum(how.groups.counts) != self.config.layout.tokens:
+            raise InputError(
+                f"groups of {how.groups.counts} tokens, expected {self.config.layout.tokens} in all"
+            )
         return replace(how, taps=tuple(sorted(set(how.taps))))
+
+    def _check_route(self, how: Pass, depth: int) -> None:
+        if how.route is None:
+            return
+        first, last, _ = how.route
+        if how.groups is not None:
+            raise InputError("a route and groups do not go together; leave one of them out")
+        if not 1 <= first <= last <= depth:
+            raise InputError(f"route from block {first} to {last}, expected within 1 to {depth}")
+        if routed := [k for k in how.taps if first <= k < last]:
+            raise InputError(
+                f"blocks {routed} lie in the route {first} to {last}, so they have no feature for "
+                "every token; tap others"
+            )
 
 
 class DiffusionTransformer(nn.Module):
@@ -198,11 +221,22 @@ class DiffusionTransformer(nn.Module):
         tokens = self.patch_embed(layout.patchify(x))
         tokens = tokens + lax.stop_gradient(self.pos_embed).astype(tokens.dtype)
         tokens = self._pin(tokens)
-        c = self._pin(self.time_embed(t) + self.label_embed(condition))
-        tokens, features = self._run_blocks(tokens, c, how.taps, how.stop_at)
+        labels = self.label_embed(condition)
+        if how.groups is None:
+            c, order, counts, separate = self.time_embed(t) + labels, None, None, False
+        else:  # tokens of a group lie together inside the blocks
+            c, counts = self.time_embed(t) + labels[:, None], how.groups.counts
+            order, separate = jnp.argsort(how.groups.ids, axis=1), how.groups.separate
+            tokens = _take(tokens, order)
+        c = self._pin(c)
+        tokens, features = self._run_blocks(tokens, c, how, counts, separate)
+        if order is not None:
+            back = jnp.argsort(order, axis=1)
+            features = {k: _take(feature, back) for k, feature in features.items()}
         if how.stop_at is not None:
             return Output(None, features)
-        values = self.final(tokens, c)
+        values = self.final(tokens, c, counts)
+        values = values if order is None else _take(values, back)
         return Output(layout.unpatchify(values).astype(jnp.float32), features)
 
     def _pin(self, x: jax.Array) -> jax.Array:
@@ -216,18 +250,42 @@ class DiffusionTransformer(nn.Module):
         keys = jax.random.split(key, self.config.depth)
         return jax.vmap(lambda k: self.block.init(k, tokens, c)["params"])(keys)
 
-    def _run_blocks(self, x, c, taps, stop_at):
-        """Scans the blocks over tokens `x` [B, N, D]; returns the last tokens and those tapped."""
-        config = self.config
-        last = stop_at or config.depth
-        every = len(taps) == last
-        policy = REMAT_POLICIES[config.remat]
-        run = jax.checkpoint(partial(_run_block, self.block), policy=policy, prevent_cse=False)
+    def _run_blocks(self, x, c, how, counts, separate):
+        """Runs the blocks on tokens `x` [B, N, D]; returns the last tokens and those tapped."""
+        last = how.stop_at or self.config.depth
+        run = partial(_run_block, self.block, counts=counts, separate=separate)
+        policy = REMAT_POLICIES[self.config.remat]
+        run = jax.checkpoint(run, policy=policy, prevent_cse=False)
+        if how.route is None:
+            return self._scan(run, x, c, how.taps, 1, last, by_index=how.stop_at is not None)
+
+        # Before, in and after the route; inside, the array holds the kept tokens alone.
+        first, end, keep = how.route
+        x, before = self._scan(run, x, c, how.taps, 1, first - 1)
+        inside, _ = self._scan(run, self._pin(_take(x, keep)), c, (), first, end)
+        # A gather puts the tokens back: slot is 1 + the place in `keep`, or 0 for tokens not there.
+        rows, places = jnp.arange(len(x))[:, None], jnp.arange(1, keep.shape[1] + 1)
+        slot = jnp.zeros(x.shape[:2], jnp.int32).at[rows, keep].set(places)
+        x = self._pin(jnp.where(slot[..., None] > 0, _take(inside, jnp.maximum(slot - 1, 0)), x))
+        at_end = {end: x} if end in how.taps else {}
+        x, after = self._scan(run, x, c, how.taps, end + 1, last)
+        return x, before | at_end | after
+
+    def _scan(self, run, x, c, taps, first, last, by_index=False):
+        """Scans blocks `first` to `last`; returns the last tokens, and the taps among them.
+
+        A pass that stops early needs no gradient: `by_index` reads its parameters in place, inside
+        the loop. Otherwise the loop runs over a slice of them, which costs less with a gradient.
+        """
+        taps = [k for k in taps if first <= k <= last]
+        if first > last:
+            return x, {}
+        every = len(taps) == last - first + 1
 
         def step(carry, xs):
             x, tapped = carry
             number, params = xs
-            if stop_at is not None:  # indexing inside the loop reads the parameters in place
+            if by_index:
                 pick = partial(lax.dynamic_index_in_dim, index=number - 1, keepdims=False)
                 params = jax.tree.map(pick, self.blocks)
             x = self._pin(run(params, x, c))
@@ -236,14 +294,21 @@ class DiffusionTransformer(nn.Module):
             # A tap rides in the carry, written once: stacking all outputs would keep them alive.
             return (x, {k: jnp.where(number == k, x, old) for k, old in tapped.items()}), None
 
-        numbers = jnp.arange(1, last + 1)
-        xs = (numbers, self.blocks if stop_at is None else None)
+        blocks = None if by_index else self.blocks
+        if blocks is not None and (first, last) != (1, self.config.depth):
+            blocks = jax.tree.map(lambda p: p[first - 1 : last], blocks)
+        xs = (jnp.arange(first, last + 1), blocks)
         tapped = {} if every else {k: jnp.zeros_like(x) for k in taps if k != last}
-        (x, tapped), stacked = lax.scan(step, (x, tapped), xs, unroll=config.scan_unroll)
+        (x, tapped), stacked = lax.scan(step, (x, tapped), xs, unroll=self.config.scan_unroll)
         if every:
-            return x, {k: stacked[k - 1] for k in taps}
+            return x, {k: stacked[k - first] for k in taps}
         return x, {k: x if k == last else tapped[k] for k in taps}
 
 
-def _run_block(block: Block, params, x: jax.Array, c: jax.Array) -> jax.Array:
-    return block.apply({"params": params}, x, c)
+def _take(tokens: jax.Array, index: jax.Array) -> jax.Array:
+    """The tokens [B, K, D] of [B, N, D] at `index` [B, K]."""
+    return jnp.take_along_axis(tokens, index[..., None], axis=1)
+
+
+def _run_block(block: Block, params, x: jax.Array, c: jax.Array, counts, separate) -> jax.Array:
+    return block.apply({"params": params}, x, c, counts, separate)

@@ -15,6 +15,9 @@ FREQUENCIES = 256
 MAX_PERIOD = 10_000
 LAYER_NORM_EPS = 1e-6
 
+Counts = tuple[int, ...] | None
+"""How many tokens each group has, if tokens lie in groups one after the other."""
+
 xavier_uniform = nn.initializers.xavier_uniform()
 normal_002 = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros
@@ -31,20 +34,30 @@ def layer_norm(x: jax.Array) -> jax.Array:
 
 @jax.named_scope("modulate")
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """Layer norm of `x` [B, N, D], then shifted and scaled by vectors [B, D]."""
-    return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
+    """Layer norm of `x` [B, N, D], then shifted and scaled by [B, 1, D] or [B, N, D]."""
+    return layer_norm(x) * (1 + scale) + shift
+
+
+def by_token(values: jax.Array, counts: Counts) -> jax.Array:
+    """Vectors of each example [B, D] or group [B, G, D] as arrays that broadcast over tokens.
+
+    The groups have `counts` tokens each, one after the other: [B, 1, D] or [B, N, D].
+    """
+    if counts is None:
+        return values[:, None]
+    return jnp.repeat(values, np.array(counts), axis=1, total_repeat_length=sum(counts))
 
 
 def time_frequencies(t: jax.Array) -> jax.Array:
-    """Sinusoidal embedding [B, 256] of times [B], ordered [cos, sin], in float32."""
+    """Sinusoidal embedding [..., 256] of times [...], ordered [cos, sin], in float32."""
     half = FREQUENCIES // 2
     frequencies = jnp.exp(-np.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = t.astype(jnp.float32)[:, None] * frequencies
+    angles = t.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
 class TimeEmbedding(nn.Module):
-    """Times [B] -> vectors [B, width]. In float32: bfloat16 blurs neighbouring times."""
+    """Times [...] -> vectors [..., width]. In float32: bfloat16 blurs neighbouring times."""
 
     width: int
 
@@ -55,14 +68,17 @@ class TimeEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens [B, N, D], with a fused qkv projection."""
+    """Multi-head self-attention over tokens [B, N, D], with a fused qkv projection.
+
+    With `counts` tokens attend within their group only.
+    """
 
     num_heads: int
     dtype: jnp.dtype
     implementation: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, counts: Counts = None) -> jax.Array:
         width = x.shape[-1]
         # [3, heads, head width] keeps the heads an axis of their own, which a mesh can shard.
         qkv = nn.DenseGeneral(
@@ -72,7 +88,15 @@ class Attention(nn.Module):
             name="qkv",
         )(x)
         q, k, v = (qkv[:, :, i] for i in range(3))
-        h = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        # Groups are slices: without a mask, any kernel can compute them.
+        ends = np.cumsum(counts or (x.shape[1],))
+        parts = [
+            jax.nn.dot_product_attention(
+                *(a[:, start:end] for a in (q, k, v)), implementation=self.implementation
+            )
+            for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
+        h = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         return nn.DenseGeneral(
             width, axis=(-2, -1), kernel_init=xavier_uniform, dtype=self.dtype, name="proj"
         )(h)
@@ -95,7 +119,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block with adaLN-zero conditioning: tokens [B, N, D], conditioning [B, D]."""
+    """Transformer block with adaLN-zero conditioning.
+
+    Tokens are [B, N, D], conditioning vectors [B, D], or [B, G, D] for groups of `counts` tokens.
+    """
 
     num_heads: int
     mlp_ratio: int
@@ -103,29 +130,33 @@ class Block(nn.Module):
     attention: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, c: jax.Array, counts: Counts = None, separate: bool = False
+    ) -> jax.Array:
         width = x.shape[-1]
         modulation = nn.Dense(
             6 * width, kernel_init=zeros, bias_init=zeros, dtype=self.dtype, name="modulation"
         )(nn.silu(c))
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
+        vectors = [by_token(part, counts) for part in jnp.split(modulation, 6, axis=-1)]
+        shift1, scale1, gate1, shift2, scale2, gate2 = vectors
         attention = Attention(self.num_heads, self.dtype, self.attention, name="attention")
-        x = x + gate1[:, None] * attention(modulate(x, shift1, scale1))
+        h = attention(modulate(x, shift1, scale1), counts if separate else None)
+        x = x + gate1 * h
         mlp = MLP(self.mlp_ratio * width, width, "gelu_tanh", self.dtype, name="mlp")
-        return x + gate2[:, None] * mlp(modulate(x, shift2, scale2))
+        return x + gate2 * mlp(modulate(x, shift2, scale2))
 
 
 class FinalLayer(nn.Module):
-    """Tokens [B, N, D], conditioning [B, D] -> the values of each patch [B, N, out]."""
+    """Tokens [B, N, D], conditioning as of a `Block` -> the values of each patch [B, N, out]."""
 
     out: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, c: jax.Array, counts: Counts = None) -> jax.Array:
         modulation = nn.Dense(
             2 * x.shape[-1], kernel_init=zeros, bias_init=zeros, dtype=self.dtype, name="modulation"
         )(nn.silu(c))
-        shift, scale = jnp.split(modulation, 2, axis=-1)
+        shift, scale = (by_token(part, counts) for part in jnp.split(modulation, 2, axis=-1))
         x = modulate(x, shift, scale)
         return nn.Dense(self.out, kernel_init=zeros, dtype=self.dtype, name="linear")(x)
