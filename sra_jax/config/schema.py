@@ -237,9 +237,14 @@ class Experiment:
         return make_steps(self.process, self.sampling.solver, steps)
 
     def _check(self) -> None:
-        sizes = self.trunk("cpu").sizes
+        trunk = self.trunk("cpu")
         for method in self.methods:
-            method.check(sizes)
+            method.check(trunk.sizes)
+            if lacking := method.needs - trunk.supports:
+                raise InputError(
+                    f"method.{method.name} needs a trunk with {', '.join(sorted(lacking))}, which "
+                    f"{type(trunk).__name__} does not support; choose another method"
+                )
         if self.train.batch_size % self.parts:
             raise InputError(
                 f"train.batch_size {self.train.batch_size} does not divide into "

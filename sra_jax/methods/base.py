@@ -91,6 +91,9 @@ class Method:
     recipes: ClassVar[tuple[str, ...]] = ("paper",)
     """Published settings by name, the default first."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What its passes use of a trunk: "route", "groups"; see `Trunk.supports`."""
+
     rules: ClassVar[Rules] = ()
     """Sharding rules of its parameters; without any, the fallback of `tree_shardings`."""
 
