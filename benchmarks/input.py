@@ -20,7 +20,7 @@ from timing import describe_machine, print_table, spread, take_turns
 
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.data.records import LatentSource, open_latents
+from sra_jax.data.records import LatentSource, open_records
 from sra_jax.training.loop import Hooks, run_steps
 from sra_jax.training.preemption import StopSignals
 from sra_jax.training.reporter import Reporter, StepCost
@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "latents"
         write(path)
-        measure(open_latents(path), options, Path(folder))
+        measure(open_records(path), options, Path(folder))
 
 
 def measure(source: LatentSource, options: argparse.Namespace, folder: Path) -> None:

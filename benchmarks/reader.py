@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.data.records import open_latents, write_latents
+from sra_jax.data.records import open_records, write_latents
 from sra_jax.data.spec import LatentSpec
 
 RECORDS, SHARDS, BATCH, CORES = 20_000, 4, 256, 2
@@ -67,14 +67,14 @@ def report(path: Path) -> None:
     jax.device_put(np.zeros(1)).block_until_ready()  # starting the device is not the reader's time
     forget(path)
     began = time.perf_counter()
-    source = open_latents(path)
+    source = open_records(path)
     stream = prefetch(batches(source, BATCH, 0, FAR_STEP), jax.device_put)
     jax.block_until_ready(next(stream))
     resumed = time.perf_counter() - began
     stream.close()
 
     forget(path)
-    source = open_latents(path)
+    source = open_records(path)
     stream = prefetch(batches(source, BATCH, 0, 0), jax.device_put)
     cold = read_pass(stream)
     warm = [read_pass(stream) for _ in range(WARM_PASSES)]

@@ -23,7 +23,7 @@ from sra_jax.config.recipes import BEST_LAYOUTS, imagenet_config, parse_argument
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError
 from sra_jax.data.images import open_images, open_labelled_images
-from sra_jax.data.records import open_latents, read_spec, write_latents
+from sra_jax.data.records import open_records, read_spec, write_latents
 from sra_jax.evaluation.reference import open_reference
 from sra_jax.jobs.sample import SampleRequest, _with_overrides
 from sra_jax.processes import DDPM, Interpolant
@@ -192,7 +192,7 @@ def mangle(data, content: bytes) -> bytes:
 
 
 def read_all(path):
-    source = open_latents(path)
+    source = open_records(path)
     batch = source.read(range(len(source)))
     assert batch["moments"].shape == (RECORDS, *SPEC.moments_shape)
     assert ((batch["labels"] >= 0) & (batch["labels"] < SPEC.num_classes)).all()

@@ -24,6 +24,8 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     """Raises InputError unless `value` is of `kind`: int, float, str, bool, or a tuple of them."""
     if typing.get_origin(kind) is tuple:
         kinds = typing.get_args(kind)
+        if kinds[-1] is Ellipsis and isinstance(value, tuple):
+            kinds = kinds[:1] * len(value)
         if not isinstance(value, tuple) or len(value) != len(kinds):
             raise InputError(f"{name} is {value!r}, expected {len(kinds)} values")
         for part, part_kind in zip(value, kinds, strict=True):

@@ -46,12 +46,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The latents: where they are (a directory, or an embedded set) and what they must be."""
+    """The records.
+
+    Attributes:
+      path: directory of the latents, or an embedded set.
+      latent_shape, num_classes: what the latents must be.
+      examples_per_epoch: how many there are.
+      side_sets: directories of fields that methods read, encoded for the same records.
+    """
 
     path: str
     latent_shape: tuple[int, int, int]
     num_classes: int
     examples_per_epoch: int
+    side_sets: tuple[str, ...] = ()
 
     def __post_init__(self):
         shape = self.latent_shape

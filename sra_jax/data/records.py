@@ -5,7 +5,6 @@ of the posterior, concatenated on channels. `metadata.json` beside the records i
 TFDS reads the set too: `tfds.builder_from_directory(directory).as_data_source(split="train")`.
 """
 
-import contextlib
 import dataclasses
 import glob
 import importlib.metadata
@@ -13,18 +12,28 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from sra_jax.core.errors import InputError
-from sra_jax.core.files import in_bucket
+from sra_jax.core.shapes import FieldSpec
+from sra_jax.data.record_files import (
+    Feature,
+    RecordFiles,
+    array_feature,
+    damaged,
+    first_part,
+    on_disk,
+    parse_array,
+    serialize,
+    shard_name,
+    write_records,
+    write_tfds_metadata,
+)
+from sra_jax.data.side_sets import SideSet, open_side_set
 from sra_jax.data.spec import FORMAT_VERSION, LatentSpec
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -32,90 +41,71 @@ METADATA_FILE = "metadata.json"
 
 
 class LatentSource:
-    """Random access to the records of a latent data set. `open_latents` makes it.
+    """Random access to the records of a latent data set and of its side sets.
 
-    Threads may share it.
+    `open_records` makes it. Threads may share it.
     """
 
-    def __init__(self, spec: LatentSpec, builder: tfds.core.DatasetBuilder):
-        self.spec = spec
-        self._split = builder.info.splits["train"]
-        self._records = builder.as_data_source(split="train").data_source
+    def __init__(self, spec: LatentSpec, files: RecordFiles, sides: Sequence[SideSet] = ()):
+        self.spec, self.files = spec, files.paths
+        self._files, self._sides = files, sides
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._files)
 
-    @property
-    def files(self) -> list[Path]:
-        """The record files."""
-        return [Path(path) for path in self._split.filepaths]
+    def fingerprint(self) -> str:
+        """A digest of the record files of all sets."""
+        sides = [side.files for side in self._sides]
+        return "+".join(files.fingerprint() for files in [self._files, *sides])
+
+    def fields(self) -> dict[str, FieldSpec]:
+        """The arrays of a record, by name."""
+        fields = self.spec.fields()
+        for side in self._sides:
+            fields |= side.spec.fields
+        return fields
 
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Reads the records at `indices`, at least one of them, in one parallel request.
+        """Reads the records at `indices`, at least one of them, in one parallel request a set.
 
         Returns:
-            "moments": `[B, h, w, 2c]` of the stored dtype; "labels": int32 `[B]`.
+            "moments": `[B, h, w, 2c]` of the stored dtype; "labels": int32 `[B]`; and the fields of
+            the side sets, each `[B, ...]`.
 
         Raises:
             InputError: a record is damaged, or of another kind.
         """
-        try:
-            records = self._records.__getitems__(indices)
-        except RuntimeError as error:  # the C++ reader found a wrong checksum
-            raise self._find_damage(indices) from error
-        moments = np.empty((len(records), *self.spec.moments_shape), self.spec.dtype)
-        labels = np.empty(len(records), np.int32)
-        # Parsed here, because TFDS's decoder takes ten times as long as all the rest.
-        try:
-            for row, record in enumerate(records):
-                feature = tf_example_pb2.Example.FromString(record).features.feature
-                stored = np.frombuffer(feature["moments"].bytes_list.value[0], self.spec.dtype)
-                moments[row] = stored.reshape(self.spec.moments_shape)
-                labels[row] = label = feature["label"].int64_list.value[0]
-                if not 0 <= label < self.spec.num_classes:
-                    raise ValueError(f"label {label} of {self.spec.num_classes}")
-        except (DecodeError, IndexError, ValueError, OverflowError) as error:
-            index = indices[row]
-            reason = f"record {index} is of another kind: {_first_part(error)}"
-            raise _damaged(self._file(index), reason) from error
-        return {"moments": moments, "labels": labels}
+        batch = self._files.read(indices, self._parse)
+        for side in self._sides:
+            batch |= side.read(indices)
+        return batch
 
-    def _file(self, index: int) -> Path:
-        """The record file that holds the record at `index`."""
-        ends = np.cumsum(self._split.shard_lengths)
-        return self.files[np.searchsorted(ends, index, side="right")]
-
-    def _find_damage(self, indices: Sequence[int]) -> InputError:
-        """The error that names the damaged file among those that hold `indices`."""
-        for index in indices:
-            try:
-                self._records[index]
-            except RuntimeError as error:
-                return _damaged(self._file(index), _first_part(error))
-        return InputError(f"a read from {self._split.filepaths[0].parent} failed once; try again")
+    def _parse(self, feature: Feature) -> dict[str, np.ndarray]:
+        label = feature["label"].int64_list.value[0]
+        if not 0 <= label < self.spec.num_classes:
+            raise ValueError(f"label {label} of {self.spec.num_classes}")
+        moments = parse_array(feature, "moments", self.spec.fields()["moments"])
+        return {"moments": moments, "labels": np.int32(label)}
 
 
-def open_latents(directory: str | os.PathLike) -> LatentSource:
-    """Opens the latent data set at `directory`, after checking that every record file is complete.
+def open_records(directory: str | os.PathLike, *side_sets: str | os.PathLike) -> LatentSource:
+    """Opens the latent data set at `directory`, and side sets that belong to it.
+
+    Every record file is checked to be complete.
 
     Raises:
         InputError: there is no such directory, it is not on a disk, it holds no records or records
-            of another kind, it was written by a newer version, or one of its files is missing,
-            damaged or cut short.
+            of another kind, it was written by a newer version, one of its files is missing, damaged
+            or cut short, or a side set was made for another set.
     """
-    directory = _on_disk(directory)
+    directory = on_disk(directory)
     spec = read_spec(directory)
-    try:
-        builder = tfds.builder_from_directory(directory)
-        split = builder.info.splits["train"]
-        shards = list(zip(split.filepaths, split.shard_lengths, strict=True))
-    except Exception as error:  # of a dozen kinds, of parsers and of TFDS
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        path = directory / "dataset_info.json or features.json"
-        raise _damaged(path, reason, directory) from error
-    for path, length in shards:
-        _check_shard(path, length)
-    return LatentSource(spec, builder)
+    files = RecordFiles(directory)
+    sides = [open_side_set(on_disk(side), files) for side in side_sets]
+    names = [*spec.fields(), *(name for side in sides for name in side.spec.fields)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"field {twice[0]} is in two of the sets; leave one of the side sets out")
+    return LatentSource(spec, files, sides)
 
 
 def holds_latents(directory: str | os.PathLike) -> bool:
@@ -124,7 +114,7 @@ def holds_latents(directory: str | os.PathLike) -> bool:
     Raises:
         InputError: its metadata are damaged, or `directory` is not on a disk.
     """
-    return _metadata(_on_disk(directory)) is not None
+    return _metadata(on_disk(directory)) is not None
 
 
 def write_latents(
@@ -145,7 +135,7 @@ def write_latents(
         InputError: `directory` is taken or not on a disk, a batch does not fit the spec, or a shard
             is empty.
     """
-    directory = _on_disk(directory)
+    directory = on_disk(directory)
     taken = InputError(f"{directory} exists already; remove it or name another directory")
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise taken
@@ -166,11 +156,6 @@ def write_latents(
     return spec
 
 
-def shard_name(index: int, count: int) -> str:
-    """File name of record file `index` of `count`."""
-    return f"latents-train.array_record-{index:05d}-of-{count:05d}"
-
-
 def write_shard(path: Path, spec: LatentSpec, batches: Iterable[Batch]) -> np.ndarray:
     """Writes one record file. The same batches make the same bytes.
 
@@ -182,20 +167,14 @@ def write_shard(path: Path, spec: LatentSpec, batches: Iterable[Batch]) -> np.nd
         OSError: the disk is full, or cannot be written to.
     """
     counts = np.zeros(spec.num_classes, np.int64)
-    # One record a group, for random access. Not compressed, because latents are mostly noise.
-    options = "group_size:1,uncompressed"
-    writer = _on_file(array_record_module.ArrayRecordWriter, str(path), options)
-    try:
+
+    def examples() -> Iterator[bytes]:
         for moments, labels in batches:
-            moments = _checked(spec, moments, labels)
-            for row, label in zip(moments, labels, strict=True):
-                _on_file(writer.write, _serialize(row, int(label)))
-            counts += np.bincount(labels, minlength=spec.num_classes)
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # the first error is the one to report
-            writer.close()
-        raise
-    _on_file(writer.close)
+            for row, label in zip(_checked(spec, moments, labels), labels, strict=True):
+                yield serialize({"moments": row}, {"label": int(label)})
+            counts[:] += np.bincount(labels, minlength=spec.num_classes)
+
+    write_records(path, examples())
     return counts
 
 
@@ -216,18 +195,11 @@ def write_metadata(directory: Path, spec: LatentSpec, counts: np.ndarray) -> Lat
         class_counts=tuple(counts.sum(axis=0).tolist()),
         tool_version=tool_version(),
     )
-    paths = [directory / shard_name(index, len(counts)) for index in range(len(counts))]
-    split = tfds.core.SplitInfo(
-        name="train",
-        shard_lengths=counts.sum(axis=1).tolist(),
-        num_bytes=sum(path.stat().st_size for path in paths),
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=_features(spec),
-        split_infos=[split],
-        check_data=False,  # it would read through TensorFlow
-        metadata=tfds.core.MetadataDict(dataclasses.asdict(spec)),
+    write_tfds_metadata(
+        directory,
+        _features(spec),
+        counts.sum(axis=1).tolist(),
+        dataclasses.asdict(spec),
     )
     return spec
 
@@ -260,7 +232,7 @@ def read_spec(directory: Path) -> LatentSpec:
     try:
         return LatentSpec(**metadata)
     except (TypeError, InputError) as error:
-        raise _damaged(directory / METADATA_FILE, _first_part(error), directory) from error
+        raise damaged(directory / METADATA_FILE, first_part(error), directory) from error
 
 
 def tool_version() -> str:
@@ -279,28 +251,9 @@ def _write_all(scratch: Path, spec: LatentSpec, shards: Sequence[Iterable[Batch]
     return write_metadata(scratch, spec, np.array(counts))
 
 
-def _on_file(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls the C++ writer. Raises OSError if it fails."""
-    try:
-        return call(*arguments)
-    except RuntimeError as error:
-        raise OSError(_first_part(error)) from error
-
-
-def _serialize(moments: np.ndarray, label: int) -> bytes:
-    """The bytes of one record, as TFDS encodes it, but faster and in a fixed order of fields."""
-    example = tf_example_pb2.Example()
-    feature = example.features.feature
-    feature["moments"].bytes_list.value.append(moments.tobytes())
-    feature["label"].int64_list.value.append(label)
-    return example.SerializeToString(deterministic=True)
-
-
 def _features(spec: LatentSpec) -> tfds.features.FeaturesDict:
-    moments = tfds.features.Tensor(
-        shape=spec.moments_shape, dtype=np.dtype(spec.dtype), encoding="bytes"
-    )
     label = tfds.features.ClassLabel(num_classes=spec.num_classes)
+    moments = array_feature(spec.fields()["moments"])
     return tfds.features.FeaturesDict({"moments": moments, "label": label})
 
 
@@ -335,43 +288,9 @@ def _metadata(directory: Path) -> dict | None:
     try:
         metadata = json.loads((directory / METADATA_FILE).read_text())
     except IsADirectoryError as error:
-        raise _damaged(directory / METADATA_FILE, "a directory", directory) from error
+        raise damaged(directory / METADATA_FILE, "a directory", directory) from error
     except OSError:
         return None
     except ValueError as error:
-        raise _damaged(directory / METADATA_FILE, str(error), directory) from error
+        raise damaged(directory / METADATA_FILE, str(error), directory) from error
     return metadata if isinstance(metadata, dict) and "format_version" in metadata else None
-
-
-def _check_shard(path: os.PathLike, length: int) -> None:
-    """Raises InputError unless the record file at `path` ends properly and has `length` records."""
-    if not os.path.isfile(path):
-        raise InputError(f"record file {path} is missing; copy it again or encode anew")
-    reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
-    found = reader.num_records()
-    if found != length:  # a file cut short has lost its index, and counts 0 records
-        raise _damaged(path, f"{found} readable records instead of {length}")
-
-
-def _first_part(error: Exception) -> str:
-    """The message up to the first semicolon, in one line; C++ adds its own file names after it."""
-    return " ".join(str(error).partition(";")[0].split())
-
-
-def _damaged(path: os.PathLike, reason: str, remove: Path | None = None) -> InputError:
-    """The error for a damaged file.
-
-    `remove` is the data set's directory if the set can be neither read nor overwritten.
-    """
-    advice = f"remove {remove}, and copy it again" if remove else "copy it again"
-    return InputError(f"{path} is damaged ({reason}); {advice} or encode anew")
-
-
-def _on_disk(directory: str | os.PathLike) -> Path:
-    """The path. Raises InputError if it is in a bucket: it would be taken for a local folder."""
-    if in_bucket(directory):
-        raise InputError(
-            f"cannot use data at {directory}: expected a path on a local or mounted disk; mount "
-            "the bucket, e.g. with gcsfuse, or copy it"
-        )
-    return Path(directory)

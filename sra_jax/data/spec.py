@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 from sra_jax.core.errors import InputError, expect_one_of
+from sra_jax.core.shapes import FieldSpec
 
 FORMAT_VERSION = 2  # 1 lacks the fields from `source` on; both are read
 MAX_CLASSES = 10**6  # records are counted by class, so a damaged label must not ask for gigabytes
@@ -106,6 +107,11 @@ class LatentSpec:
                     )
         for name in ("latent_shape", "class_counts", "skipped"):  # JSON returns them as lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def fields(self) -> dict[str, FieldSpec]:
+        """The arrays of a record by name: mean and standard deviation on channels, and a label."""
+        moments = FieldSpec(self.moments_shape, self.dtype)
+        return {"moments": moments, "labels": FieldSpec((), "int32")}
 
     @property
     def moments_shape(self) -> tuple[int, int, int]:

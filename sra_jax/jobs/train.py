@@ -17,7 +17,7 @@ from sra_jax.core.errors import InputError
 from sra_jax.core.progress import format_seconds
 from sra_jax.data.embedded import EMBEDDED, ensure_embedded
 from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.data.records import LatentSource, open_latents
+from sra_jax.data.records import LatentSource, open_records
 from sra_jax.data.spec import describe
 from sra_jax.distributed.hardware import chip_of
 from sra_jax.distributed.mesh import batch_sharding, check_batch, make_mesh
@@ -27,7 +27,6 @@ from sra_jax.jobs.monitor import Monitor
 from sra_jax.run import directory as workdirs
 from sra_jax.run import format1
 from sra_jax.run.program import TrainProgram, make_program
-from sra_jax.run.provenance import data_fingerprint
 from sra_jax.training.loop import Hooks, run_steps
 from sra_jax.training.preemption import StopSignals
 from sra_jax.training.reporter import Reporter, StepCost, open_writer
@@ -53,8 +52,9 @@ def train(config: Mapping[str, Any], workdir: str) -> int:
     source = open_data(experiment.data, directory)
     workdirs.make_directories(directory)
     program = make_program(experiment, source.spec, mesh)
+    _expect_fields(source, program)
     with workdirs.locked(directory):
-        workdirs.save_and_check(directory, config, source.spec, data_fingerprint(source.files))
+        workdirs.save_and_check(directory, config, source.spec, source.fingerprint())
         return _train(experiment, config, directory, source, mesh, program)
 
 
@@ -69,7 +69,7 @@ def open_data(data: DataConfig, workdir: epath.Path) -> LatentSource:
         _expect_data(path, embedded.shape, embedded.num_classes, data)  # before writing the set
         workdirs.make_directories(workdir)
         path = ensure_embedded(path, workdir / "data")
-    source = open_latents(path)
+    source = open_records(path, *data.side_sets)
     _expect_data(path, source.spec.latent_shape, source.spec.num_classes, data)
     if source.spec.num_examples != data.examples_per_epoch:
         _log.warning(
@@ -96,6 +96,23 @@ def _expect_data(
             f"{path} holds {num_classes} classes, the config expects {wanted.num_classes}; choose "
             "another data.path, or give --config.data.num_classes"
         )
+
+
+def _expect_fields(source: LatentSource, program: TrainProgram) -> None:
+    """Raises InputError unless the records have the fields that the objective reads."""
+    there = source.fields()
+    for name, wanted in program.batch.items():
+        if name not in there:
+            raise InputError(
+                f"the records have no field {name!r}, which a method reads, but "
+                f"{', '.join(there)}; name the side set that holds it in data.side_sets"
+            )
+        found, expected = (tuple(there[name].shape), there[name].dtype), wanted.shape[1:]
+        if found != (expected, str(wanted.dtype)):
+            raise InputError(
+                f"field {name!r} of the records is {found[1]} {found[0]}, expected {wanted.dtype} "
+                f"{expected}; encode it for this model"
+            )
 
 
 def _train(
@@ -142,7 +159,12 @@ def _train(
                 reporter,
                 stop,
             )
-            placed = prefetch(reader, lambda batch: place_batch(batch, rows, size, sharding))
+
+            def place(batch):
+                wanted = {name: batch[name] for name in program.batch}
+                return place_batch(wanted, rows, size, sharding)
+
+            placed = prefetch(reader, place)
             remaining = range(start, settings.steps)
             done = run_steps(compiled, state, placed, remaining, settings.checkpoint_every, hooks)
     finished = done == settings.steps

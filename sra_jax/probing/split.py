@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from sra_jax.core.errors import InputError
-from sra_jax.data.records import LatentSource, open_latents
+from sra_jax.data.records import LatentSource, open_records
 from sra_jax.data.spec import LatentSpec
 from sra_jax.probing.features import Selection, select
 
@@ -18,7 +18,7 @@ def open_fitting(directory: str | os.PathLike, wanted: LatentSpec) -> LatentSour
     Raises:
       InputError: there is no data set, or its latents or classes are of another kind.
     """
-    source = open_latents(directory)
+    source = open_records(directory)
     for name in ("codec", "latent_shape", "scale", "shift"):
         found, expected = getattr(source.spec, name), getattr(wanted, name)
         if found != expected:

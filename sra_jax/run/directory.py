@@ -44,6 +44,7 @@ FREE_FIELDS = (
     "model.attention",
     "model.scan_unroll",
     "data.path",
+    "data.side_sets",
     "mesh",
     "sampling",
     "evaluation",

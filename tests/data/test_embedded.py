@@ -10,7 +10,7 @@ from sra_jax.codecs import codec_from_name
 from sra_jax.core.errors import InputError
 from sra_jax.data.embedded import EMBEDDED, ensure_embedded, load_digits
 from sra_jax.data.images import open_images, open_labelled_images
-from sra_jax.data.records import open_latents
+from sra_jax.data.records import open_records
 from sra_jax.data.shapes import draw_shapes
 
 
@@ -31,7 +31,7 @@ def test_every_embedded_set_is_tested():
 def test_images_come_back_from_the_data_set(tmp_path, name):
     path = ensure_embedded(name, tmp_path)
     assert path == str(tmp_path / name.removeprefix("embedded:"))
-    source = open_latents(path)
+    source = open_records(path)
     images, labels = SETS[name](500)
     batch = source.read(range(500))
     codec = codec_from_name(source.spec.codec, source.spec.scale, source.spec.shift)
@@ -84,7 +84,7 @@ def test_processes_may_race(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     racers = [subprocess.Popen(command) for _ in range(3)]
     assert [racer.wait() for racer in racers] == [0, 0, 0]
-    assert len(open_latents(tmp_path / "digits")) == 1797
+    assert len(open_records(tmp_path / "digits")) == 1797
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 

@@ -9,7 +9,7 @@ from tiny import pixel_spec
 
 from sra_jax.core.errors import InputError
 from sra_jax.data.pipeline import batches, prefetch
-from sra_jax.data.records import open_latents, write_latents
+from sra_jax.data.records import open_records, write_latents
 
 RECORDS = 50
 BATCH = 12
@@ -23,7 +23,7 @@ def source(tmp_path_factory):
     labels = np.arange(RECORDS)
     moments = np.broadcast_to(labels[:, None, None, None], (RECORDS, 2, 2, 2)).astype(np.float32)
     write_latents(directory, spec, [[(moments[:20], labels[:20])], [(moments[20:], labels[20:])]])
-    return open_latents(directory)
+    return open_records(directory)
 
 
 def labels_of(source, steps, **options):

@@ -14,7 +14,7 @@ from sra_jax.core.errors import InputError
 from sra_jax.data.records import (
     FORMAT_VERSION,
     LatentSpec,
-    open_latents,
+    open_records,
     tool_version,
     write_latents,
     write_shard,
@@ -67,7 +67,7 @@ def test_plain_tfds_reads_it(written):
 def test_reads_what_was_written(tmp_path, dtype):
     moments, labels = make_batch(20)
     write_latents(tmp_path / "set", dataclasses.replace(SPEC, dtype=dtype), [[(moments, labels)]])
-    source = open_latents(tmp_path / "set")
+    source = open_records(tmp_path / "set")
     batch = source.read([3, 19, 0, 3])
     assert batch["moments"].dtype == dtype and batch["labels"].dtype == np.int32
     np.testing.assert_array_equal(batch["moments"], moments[[3, 19, 0, 3]].astype(dtype))
@@ -80,13 +80,13 @@ def test_spec_comes_back_with_its_counts(written):
     expected = dataclasses.replace(
         SPEC, num_examples=100, class_counts=counts, tool_version=tool_version()
     )
-    source = open_latents(directory)
+    source = open_records(directory)
     assert source.spec == expected and len(source) == 100
 
 
 def test_threads_share_a_source(written):
     directory, moments, _ = written
-    source = open_latents(directory)
+    source = open_records(directory)
     orders = [np.random.default_rng(seed).permutation(100) for seed in range(16)]
     with ThreadPoolExecutor(8) as pool:
         for order, batch in zip(orders, pool.map(source.read, orders), strict=True):
@@ -98,14 +98,14 @@ def test_a_file_cut_short_is_named(written, kept):
     path = shard_paths(written[0])[1]
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InputError, match=f"{path} is damaged"):
-        open_latents(written[0])
+        open_records(written[0])
 
 
 def test_a_missing_file_is_named(written):
     path = shard_paths(written[0])[0]
     path.unlink()
     with pytest.raises(InputError, match=f"{path} is missing"):
-        open_latents(written[0])
+        open_records(written[0])
 
 
 def test_a_flipped_bit_is_found_by_the_read_that_meets_it(written):
@@ -113,7 +113,7 @@ def test_a_flipped_bit_is_found_by_the_read_that_meets_it(written):
     data = bytearray(path.read_bytes())
     data[data.index(written[1][80].astype(np.float16).tobytes())] ^= 1
     path.write_bytes(data)
-    source = open_latents(written[0])
+    source = open_records(written[0])
     source.read([0, 75, 79, 81])
     with pytest.raises(InputError, match=f"{path} is damaged .*hash mismatch") as caught:
         source.read([0, 75, 80])
@@ -122,14 +122,14 @@ def test_a_flipped_bit_is_found_by_the_read_that_meets_it(written):
 
 def test_directories_without_latents(tmp_path, written):
     with pytest.raises(InputError, match="no directory"):
-        open_latents(tmp_path / "nowhere")
+        open_records(tmp_path / "nowhere")
     with pytest.raises(InputError, match=f"{__file__} is a file, expected the directory of a"):
-        open_latents(__file__)
+        open_records(__file__)
     with pytest.raises(InputError, match="is a directory that holds no data set, expected one of"):
-        open_latents(tmp_path)
+        open_records(tmp_path)
     (written[0] / "metadata.json").unlink()
     with pytest.raises(InputError, match="not of latents"):
-        open_latents(written[0])
+        open_records(written[0])
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", "{}", "\0"])
@@ -137,7 +137,7 @@ def test_directories_without_latents(tmp_path, written):
 def test_a_damaged_description_is_answered_in_one_line(written, name, text):
     (written[0] / name).write_text(text)
     with pytest.raises(InputError, match=f"{name}.* is damaged|not of latents") as caught:
-        open_latents(written[0])
+        open_records(written[0])
     assert "\n" not in str(caught.value)
 
 
@@ -150,13 +150,13 @@ def test_damaged_metadata_are_named_with_the_value(written, changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     (value,) = changes.values()
     with pytest.raises(InputError, match=rf"metadata\.json is damaged .*{value}.*; remove"):
-        open_latents(written[0])
+        open_records(written[0])
 
 
 def test_buckets_are_refused_rather_than_taken_for_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"gs://bucket/set: .*mount the bucket.*or copy it"):
-        open_latents("gs://bucket/set")
+        open_records("gs://bucket/set")
     with pytest.raises(InputError, match="gs://bucket/set"):
         write_latents("gs://bucket/set", SPEC, [[make_batch(8)]])
     assert list(tmp_path.iterdir()) == []
@@ -167,10 +167,10 @@ def test_a_newer_format_is_refused(written):
     metadata = json.loads(path.read_text())
     path.write_text(json.dumps(metadata | {"format_version": FORMAT_VERSION + 1, "novelty": 1}))
     with pytest.raises(InputError, match="update sra_jax"):
-        open_latents(written[0])
+        open_records(written[0])
     path.write_text(json.dumps(metadata | {"novelty": 1}))
     with pytest.raises(InputError, match=r"metadata\.json is damaged"):
-        open_latents(written[0])
+        open_records(written[0])
 
 
 def test_a_set_of_the_first_format_still_opens(written):
@@ -179,7 +179,7 @@ def test_a_set_of_the_first_format_still_opens(written):
     for name in ("source", "weights", "crop", "flips", "skipped", "tool_version"):
         del metadata[name]
     path.write_text(json.dumps(metadata | {"format_version": 1}))
-    source = open_latents(written[0])
+    source = open_records(written[0])
     assert len(source.read(range(100))["labels"]) == 100
     expected = dataclasses.replace(SPEC, num_examples=100, format_version=1)
     assert dataclasses.replace(source.spec, class_counts=()) == expected
@@ -251,7 +251,7 @@ def test_a_killed_writer_leaves_no_data_set(tmp_path):
     (leftover,) = tmp_path.iterdir()
     for directory in (tmp_path / "set", leftover):
         with pytest.raises(InputError):
-            open_latents(directory)
+            open_records(directory)
     write_latents(tmp_path / "set", SPEC, [[make_batch(10)]])
-    assert len(open_latents(tmp_path / "set")) == 10
+    assert len(open_records(tmp_path / "set")) == 10
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

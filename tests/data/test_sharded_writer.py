@@ -7,7 +7,7 @@ import pytest
 from tiny import pixel_spec
 
 from sra_jax.core.errors import InputError, RunError
-from sra_jax.data.records import open_latents, shard_name
+from sra_jax.data.records import open_records, shard_name
 from sra_jax.data.sharded_writer import ShardedSet, record_bytes
 
 SPEC = pixel_spec(4, num_classes=5, channels=2)
@@ -57,7 +57,7 @@ def test_any_number_of_hosts_write_the_same_set(tmp_path, expected, hosts):
     make(tmp_path / "set").clean()
     assert contents(tmp_path / "set") == expected
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
-    source = open_latents(tmp_path / "set")
+    source = open_records(tmp_path / "set")
     moments, labels = zip(*(batch for i in range(SHARDS) for batch in batches(i)), strict=True)
     batch = source.read(range(len(source)))
     np.testing.assert_array_equal(batch["moments"], np.concatenate(moments).astype(np.float16))
@@ -217,7 +217,7 @@ def test_skipped_images_are_listed_in_order_and_may_be_a_whole_shard(tmp_path):
             shards.write(index, found, skipped=[f"image {index}"])
     spec = shards.finish()
     assert spec.skipped == ("image 0", "image 1", "image 2", "image 3")
-    source = open_latents(shards.out)
+    source = open_records(shards.out)
     assert source.spec == spec and len(source) == 30
     assert len(source.read(range(30))["labels"]) == 30
 

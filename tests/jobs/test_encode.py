@@ -19,7 +19,7 @@ from sra_jax.codecs import codec_from_name
 from sra_jax.core.errors import InputError
 from sra_jax.data.crop import center_crop
 from sra_jax.data.embedded import EMBEDDED
-from sra_jax.data.records import open_latents
+from sra_jax.data.records import open_records
 from sra_jax.jobs.encode import EncodeRequest, EncodingJob, encode, open_producer
 
 SIDE = 8  # of the crops
@@ -56,7 +56,7 @@ def contents(directory):
 
 
 def read_all(out):
-    source = open_latents(out)
+    source = open_records(out)
     batch = source.read(range(len(source)))
     return source.spec, batch["moments"], batch["labels"]
 

@@ -10,7 +10,7 @@ from golden import ROUNDING, relative_error
 
 from sra_jax.core.errors import InputError
 from sra_jax.core.random import stream_key
-from sra_jax.data.records import open_latents, write_latents
+from sra_jax.data.records import open_records, write_latents
 from sra_jax.data.spec import LatentSpec
 from sra_jax.distributed.mesh import MeshConfig, make_mesh
 from sra_jax.models import DiffusionTransformer
@@ -39,7 +39,7 @@ def source(tmp_path_factory, sit):
     )
     directory = tmp_path_factory.mktemp("latents") / "data"
     write_latents(directory, spec, [[(moments.astype(np.float32), np.arange(COUNT) % 3)]])
-    return open_latents(directory)
+    return open_records(directory)
 
 
 def extractor_of(golden, process):

@@ -7,7 +7,7 @@ import pytest
 from tiny import pixel_spec
 
 from sra_jax.core.errors import InputError
-from sra_jax.data.records import open_latents, write_latents
+from sra_jax.data.records import open_records, write_latents
 from sra_jax.probing.split import open_fitting, train_test_split
 
 SPEC = pixel_spec(2, num_classes=4, dtype="float32")
@@ -19,7 +19,7 @@ def write(path, count, **changes):
     moments = np.zeros((count, *spec.moments_shape), np.float32)
     moments[..., : spec.latent_shape[2]] = np.arange(count)[:, None, None, None]
     write_latents(path, spec, [[(moments, np.arange(count) % spec.num_classes)]])
-    return open_latents(path)
+    return open_records(path)
 
 
 def test_a_fifth_is_held_out(tmp_path):

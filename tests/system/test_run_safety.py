@@ -12,7 +12,7 @@ from commands import DIGITS, assert_refused, devices, digits, saved_arrays, star
 from tiny import pixel_spec
 
 from sra_jax.data.pipeline import batches
-from sra_jax.data.records import open_latents, write_latents
+from sra_jax.data.records import open_records, write_latents
 
 RECORDS = 48
 SPEC = pixel_spec(8, num_classes=10, dtype="float32")
@@ -170,7 +170,7 @@ def digests(directory):
 
 def poison(tmp_path, step):
     """A data set of which one record overflows float32, and is first drawn for `step`."""
-    numbered = open_latents(write(tmp_path / "numbered", {i: i for i in range(RECORDS)}))
+    numbered = open_records(write(tmp_path / "numbered", {i: i for i in range(RECORDS)}))
     batch = next(itertools.islice(batches(numbered, 8, 0, step - 1), 1))
     return write(tmp_path / "poisoned", {int(batch["moments"][0, 0, 0, 1]): 3e38})
 
