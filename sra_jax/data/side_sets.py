@@ -75,9 +75,9 @@ def open_side_set(directory: Path, latents: RecordFiles) -> SideSet:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}", directory) from None
-    if stored["format_version"] > FORMAT_VERSION:
+    if (found := stored["format_version"]) > FORMAT_VERSION:
         raise InputError(
-            f"{directory} has a newer format, {FORMAT_VERSION} is read; update sra_jax"
+            f"{directory} has format {found}, expected {FORMAT_VERSION}: update sra_jax"
         )
     files = RecordFiles(directory)
     if spec.of != latents.fingerprint() or len(files) != len(latents):
