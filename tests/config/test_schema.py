@@ -1,26 +1,26 @@
 """Config files become the experiments that the papers prescribe, or are refused by name."""
 
-import copy
 import dataclasses
-import importlib.util
 import itertools
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from shipped import (
+    IMAGENET_IMAGES,
+    STEPS_PER_EPOCH,
+    assert_refused,
+    load,
+    method_of,
+    override,
+    weight_at,
+)
 from tiny import OUTPUTS
 
 from sra_jax.config.schema import Experiment
-from sra_jax.core.errors import InputError
 from sra_jax.data import shapes
 from sra_jax.data.embedded import EMBEDDED
-from sra_jax.methods import METHODS, SRA, Method
-from sra_jax.methods.schedule import WeightSchedule
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 # The published models and recipes, written out a second time: depth, width, heads; then the blocks.
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -42,39 +42,6 @@ OPTIMIZER = {
     "weight_decay": 0.0,
     "clip_norm": 1.0,
 }
-IMAGENET_IMAGES = 1_281_167
-STEPS_PER_EPOCH = IMAGENET_IMAGES // 256
-
-
-def load(name: str, argument: str | None = None) -> dict:
-    """The nested dict of configs/NAME.py, or of configs/NAME.py:ARGUMENT."""
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*([] if argument is None else [argument])).to_dict()
-
-
-def override(config: dict, **changes) -> dict:
-    """`config` with `section__field=value` changed, as --config.section.field=value does."""
-    config = copy.deepcopy(config)
-    for name, value in changes.items():
-        *sections, field = name.split("__")
-        section = config
-        for part in sections:
-            section = section[part]
-        section[field] = value
-    return config
-
-
-def method_of(experiment: Experiment) -> Method:
-    """The one method of an experiment."""
-    (method,) = experiment.methods
-    return method
-
-
-def weight_at(experiment: Experiment, step: int = 0) -> float:
-    """The weight of its one method's loss."""
-    return float(method_of(experiment).weight(jnp.int32(step)))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -377,136 +344,6 @@ def test_missing_parts_are_named():
     assert_refused(lambda: Experiment.from_dict(more), "'modle'", "did you mean 'model'")
 
 
-# Methods.
-
-
 def test_latents_need_not_be_square():
     config = override(load("sit_sra", "S/2"), data__latent_shape=(32, 16, 4))
     assert Experiment.from_dict(config).trunk("cpu").sizes.layout.grid == (16, 8)
-
-
-def test_a_method_section_holds_every_field_so_that_flags_can_override_it():
-    section = load("sit_sra", "XL/2")["method"]["sra"]
-    own = {f.name for f in dataclasses.fields(SRA)}
-    assert section.keys() == own | {"weight", "constant_epochs", "decade_epochs"}
-
-
-def test_a_method_has_the_papers_weight_and_defaults_unless_asked():
-    config = override(load("sit_sra", "XL/2"))
-    config["method"] = {"sra": {"student_block": 8, "teacher_block": 20}}
-    weight = WeightSchedule(0.2, steps_per_epoch=STEPS_PER_EPOCH)
-    expected = SRA(student_block=8, teacher_block=20, weight=weight)
-    assert Experiment.from_dict(config).methods == (expected,)
-
-
-def test_a_method_without_weight_is_no_method():
-    config = load("sit_sra", "XL/2")
-    for plain in (override(config, method={}), override(config, method__sra__weight=0)):
-        assert Experiment.from_dict(plain).methods == ()
-    # Sampling does not look at methods.
-    strange = override(config, method={"unknown": {}}, method_files=["missing.py"])
-    assert Experiment.from_dict(strange, with_methods=False).methods == ()
-
-
-def test_unknown_methods_and_fields_are_refused_by_name():
-    config = load("sit_sra", "XL/2")
-    bad = [
-        ({"method": {"sar": {}}}, "'sar'", "did you mean 'sra'"),
-        ({"method": 3}, "section method is 3", "named fields"),
-        ({"method": {"sra": 3}}, "section method.sra is 3", "named fields"),
-        ({"method__sra__weigth": 0.1}, "'weigth'", "did you mean 'weight'"),
-        ({"method__sra__constant_epochs": 0.5}, "sra.constant_epochs is 0.5", "int"),
-        ({"method__sra__constant_epochs": -1}, "method.sra.constant_epochs is -1", "positive"),
-        ({"method__sra__head": 1}, "method.sra.head is 1", "bool"),
-    ]
-    for changes, *parts in bad:
-        refused = override(config, **changes)
-        assert_refused(lambda refused=refused: Experiment.from_dict(refused), *parts)
-    argument = "XL/2,method=sar"
-    assert_refused(lambda: load("sit_sra", argument), "'sar'", "did you mean 'sra'")
-
-
-OWN_METHOD = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-from sra_jax.methods import METHODS, Method
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mine(Method):
-    name: ClassVar[str] = "mine"
-    block: int
-    strength: float = 2.0
-
-    def taps(self):
-        return (self.block,)
-
-
-METHODS["mine"] = Mine
-"""
-
-
-@pytest.fixture
-def own_file(tmp_path):
-    """A user's file that adds a method, which this test alone has."""
-    path = tmp_path / "my_method.py"
-    path.write_text(OWN_METHOD)
-    yield path
-    METHODS.pop("mine", None)
-    sys.modules.pop("sra_jax_method_my_method", None)
-
-
-@pytest.mark.parametrize("first_line", ["", "from __future__ import annotations"])
-def test_a_users_file_adds_a_method_beside_others(own_file, first_line):
-    own_file.write_text(first_line + OWN_METHOD)
-    config = load("sit_sra", "XL/2")
-    config["method"]["mine"] = {"block": 3, "weight": 0.5, "decade_epochs": 7}
-    assert_refused(lambda: Experiment.from_dict(config), "'mine'", "sra")  # not loaded yet
-    for _ in range(2):  # it may be loaded again
-        experiment = Experiment.from_dict(config | {"method_files": [str(own_file)]})
-        sra, mine = experiment.methods
-        assert isinstance(sra, SRA) and (mine.block, mine.strength) == (3, 2.0)
-        assert mine.weight == WeightSchedule(0.5, STEPS_PER_EPOCH, 0, 7)
-    bad = override(config, method__mine__block=29, method_files=(str(own_file),))
-    assert_refused(lambda: Experiment.from_dict(bad), "method.mine", "block 29", "28 blocks")
-    bad = override(config, method__mine__blok=2, method_files=(str(own_file),))
-    assert_refused(lambda: Experiment.from_dict(bad), "'blok'", "did you mean 'block'")
-    del config["method"]["mine"]["weight"]  # a method's own default
-    experiment = Experiment.from_dict(config | {"method_files": (str(own_file),)})
-    assert experiment.methods[1].weight.weight == 1.0
-
-
-def test_files_of_methods_that_are_missing_or_fail_are_refused(own_file):
-    config = load("sit_sra", "XL/2")
-
-    def read(*files):
-        return Experiment.from_dict(config | {"method_files": files})
-
-    missing = str(own_file.with_name("absent.py"))
-    assert_refused(lambda: read(str(own_file), missing), "no Python file", missing)
-    text = own_file.rename(own_file.with_suffix(".txt"))
-    assert_refused(lambda: read(str(text)), "no Python file", str(text))
-    for files in (3, "mine.py", [3], None):
-        config_of = config | {"method_files": files}
-        assert_refused(lambda c=config_of: Experiment.from_dict(c), "method_files is", repr(files))
-    for text, words in {
-        "import not_there_at_all": ("ModuleNotFoundError", "not_there_at_all"),
-        "def f(:": ("SyntaxError",),
-        "raise RuntimeError('first line\\nsecond line')": ("RuntimeError", "first line"),
-        "from sra_jax.methods import SRA\nSRA(student_block=2, teacher_block=1)": (
-            "student block 2",
-        ),
-    }.items():
-        own_file.write_text(text)
-        assert_refused(lambda: read(str(own_file)), str(own_file), *words)
-
-
-def assert_refused(act, *parts):
-    """`act` raises InputError, in one line that holds all `parts`."""
-    with pytest.raises(InputError) as refusal:
-        act()
-    message = str(refusal.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message

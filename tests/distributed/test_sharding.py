@@ -189,7 +189,9 @@ def test_optimiser_and_ema_are_split_as_their_parameters_are():
     moments = state.opt_state[1][0]
     for tree in (state.ema, moments.mu, moments.nu):
         assert tree["trunk"]["blocks"]["attention"]["qkv"]["kernel"].sharding.spec == spec
-        assert tree["method"]["sra"]["fc1"]["kernel"].sharding.spec == ("fsdp", "tensor")
+        assert tree["method"]["sra"]["fc1"]["kernel"].sharding.spec == PartitionSpec(
+            "fsdp", "tensor"
+        )
 
 
 MIB = 2**18  # float32 values
