@@ -142,7 +142,7 @@ YAML
             containers:
             - name: train
               image: $(yaml "$image")
-              command: [python, -m, sra_jax.cli.train]
+              command: [python, -m, sra_jax, train]
               args:
 YAML
   local flag
