@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -85,3 +86,5 @@ def _is_wanted(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_is_wanted)
+# Orbax leaves such a coroutine behind when it cannot read a checkpoint, which is logged anyway.
+warnings.filterwarnings("ignore", r"coroutine 'PyTreeHandler\._background_load'", RuntimeWarning)
