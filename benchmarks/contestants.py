@@ -11,17 +11,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from published_models import TrainJob, alignment, enliven, process, transformer
+from published_models import (
+    TrainJob,
+    alignment,
+    enliven,
+    forward_flops,
+    process,
+    train_flops,
+    transformer,
+)
 from sampling import count_passes
 from train_step import run
 
 from sra_jax.distributed.hardware import GIB
-from sra_jax.methods.sra import SRAConfig
-from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
+from sra_jax.methods import SRA
+from sra_jax.models import DiT, DiTConfig
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.sampler import make_sampler
 from sra_jax.sampling.solvers import Step, make_steps
-from sra_jax.training.flops import forward_flops, step_flops
 
 GUIDANCE = Guidance(1.8, 0.0, 0.7)
 
@@ -36,11 +43,11 @@ class Work(NamedTuple):
     steps: int
     device: str
 
-    def config(self, attention: str = "xla") -> TransformerConfig:
+    def config(self, attention: str = "xla") -> DiTConfig:
         return transformer(self.model, "sit", self.side, attention=attention)
 
     @property
-    def sra(self) -> SRAConfig:
+    def sra(self) -> SRA:
         return alignment(self.model, "sit")
 
     @property
@@ -59,7 +66,7 @@ class Work(NamedTuple):
         """Operations that the work needs, whoever does it."""
         config = self.config()
         if self.contest == "train":
-            return step_flops(config, self.sra).useful * self.images
+            return train_flops(config, self.sra).useful * self.images
         return forward_flops(config) * count_passes(self.solver_steps(), GUIDANCE) * self.batch
 
     def solver_steps(self) -> list[Step]:
@@ -97,10 +104,11 @@ def _our_training(work: Work) -> Contestant:
 
 def _our_sampling(work: Work) -> Contestant:
     config = work.config(_attention(work))
-    model = DiffusionTransformer(config)
-    params = jax.jit(lambda: enliven(init_params(model, jax.random.key(0), head=False)))()
+    trunk = DiT(config)
+    params = jax.jit(lambda: enliven(trunk.init(jax.random.key(0))))()
     rows = jnp.arange(work.batch, dtype=jnp.uint32)
-    sampler = make_sampler(model, process("sit"), work.solver_steps(), GUIDANCE)
+    steps = work.solver_steps()
+    sampler = make_sampler(trunk, process("sit"), config.conditioning, steps, GUIDANCE)
     began = time.perf_counter()
     arguments = (params, jnp.uint32(0), rows, rows.astype(jnp.int32))
     compiled = sampler.lower(*arguments).compile()
@@ -192,8 +200,9 @@ def _torch_batch(work: Work) -> tuple[Any, Any]:
 
     config = work.config()
     with torch.device(work.device):
-        shape = (work.batch, 2 * config.in_channels, work.side, work.side)
-        return torch.rand(shape).half(), torch.randint(config.num_classes, (work.batch,))
+        shape = (work.batch, 2 * config.layout.channels, work.side, work.side)
+        labels = torch.randint(config.conditioning.num_classes, (work.batch,))
+        return torch.rand(shape).half(), labels
 
 
 def _dtype(work: Work) -> Any:

@@ -21,7 +21,6 @@ import torch
 from published_models import transformer
 from safetensors.numpy import save_file
 
-from sra_jax.models.layers import position_table
 from sra_jax.torch_weights.layout import torch_shapes
 
 
@@ -55,9 +54,9 @@ def write_random(path: Path) -> None:
     rng = np.random.default_rng(0)
 
     def draw():
-        shapes = torch_shapes(config, head=True).items()
+        shapes = torch_shapes(config, ("sra",)).items()
         tree = {name: 0.02 * rng.standard_normal(shape, np.float32) for name, shape in shapes}
-        return tree | {"pos_embed": position_table(config.grid, config.width)[None]}
+        return tree | {"pos_embed": config.layout.position_table(config.width)[None]}
 
     if path.suffix == ".safetensors":
         save_file(draw(), path)

@@ -99,16 +99,17 @@ def main(arguments: list[str] | None = None) -> str | None:
 def check_golden(checks: Checks, groups: Iterable[str], dtype: str = "float32") -> None:
     """Adds a row for each quantity of some groups of both golden files, computed in `dtype`."""
     table = checks.record.table("golden", GOLDEN_COLUMNS)
-    goldens = [Golden(kind) for kind in KINDS_CHECKED]
+    goldens = {kind: Golden(kind) for kind in KINDS_CHECKED}
+    for golden in goldens.values():
+        golden.config = dataclasses.replace(golden.config, dtype=dtype)
     for group in groups:
-        for golden in goldens:
-            golden.config = dataclasses.replace(golden.config, dtype=dtype)
-            compare_group(checks, table, golden, group)
+        for kind, golden in goldens.items():
+            compare_group(checks, table, kind, golden, group)
 
 
-def compare_group(checks: Checks, table: Table, golden: Golden, group: str) -> None:
+def compare_group(checks: Checks, table: Table, kind: str, golden: Golden, group: str) -> None:
     """Adds the rows of one group, until there is no time for another one."""
-    kind, dtype = golden.config.kind, golden.config.dtype
+    dtype = golden.config.dtype
     suffix = "" if dtype == "float32" else f" in {dtype}"
     comparisons = KINDS[kind].GROUPS[group](golden)
     while checks.may_begin(f"{group} of {kind}{suffix}"):

@@ -207,12 +207,12 @@ class Study:
                 losses.append(found)
             loss = float(np.mean(jax.device_get(losses)))  # since the last point
             done, training = end, training + time.perf_counter() - resumed
-            points.append({"step": done, "loss": loss} | self._bench.score(state.ema))
+            points.append({"step": done, "loss": loss} | self._bench.score(state.ema["trunk"]))
             left = format_seconds((time.perf_counter() - began) / done * (last - done))
             told = "  ".join(f"{name} {value:.4g}" for name, value in points[-1].items())
             _tell(f"  {told}  {left} left")
             if done in (setting.steps, last):
-                probe[str(done)] = self._bench.probe(state.ema)
+                probe[str(done)] = self._bench.probe(state.ema["trunk"])
         return {"points": points, "probe": probe, "ms_a_step": 1e3 * training / last}
 
 

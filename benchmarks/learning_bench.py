@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from learning_recipes import Setting, make_recipe
-from learning_train import without_head
 
 from sra_jax.codecs import PixelCodec
 from sra_jax.core.random import stream_key
@@ -15,7 +14,7 @@ from sra_jax.data.embedded import load_digits
 from sra_jax.data.shapes import TRAINING, draw_shapes
 from sra_jax.evaluation.classifier import train_classifier
 from sra_jax.evaluation.statistics import Gaussian, fit_gaussian, frechet_distance
-from sra_jax.models import DiffusionTransformer
+from sra_jax.models import Pass
 from sra_jax.probing.linear import QuickProtocol, accuracy, standardise
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.sampler import make_sampler, sample_chunks
@@ -73,7 +72,7 @@ class Bench:
         """Trains the classifier and measures the real images."""
         self._setting, fresh = setting, real.fresh
         recipe = make_recipe(setting, "sit", jax.default_backend())
-        self._classes = recipe.transformer.num_classes
+        self._classes = recipe.transformer.conditioning.num_classes
         self._classifier = train_classifier(*real.training, self._classes, setting.classifier_steps)
         network = self._classifier.network
         self._read = jax.jit(lambda params, x: network.apply({"params": params}, x))
@@ -87,19 +86,23 @@ class Bench:
         known = float(np.mean(read.labels == fresh.labels))
         self.facts = {"floor": frechet_distance(half, base), "accuracy": known}
 
-        self._process, self._model = recipe.process, DiffusionTransformer(recipe.transformer)
+        objective = recipe.objective()
+        self._process, self._trunk = objective.process, objective.trunk
+        self._conditioning = objective.conditioning
         steps = make_steps(self._process, "heun", setting.solver_steps)
-        self._sampler = make_sampler(self._model, self._process, steps, Guidance(1.0))
+        self._sampler = make_sampler(
+            self._trunk, self._process, self._conditioning, steps, Guidance(1.0)
+        )
         self._tap = jax.jit(self._pooled_features)
 
     def score(self, params: Any) -> dict[str, float]:
-        """Fréchet distance and class agreement of samples of the model with `params`."""
+        """Fréchet distance and class agreement of samples of the trunk with `params`."""
         count = self._setting.samples
         labels = np.arange(count, dtype=np.int32) % self._classes
         chunk = min(PART, count)
         drawn = sample_chunks(
             self._sampler,
-            without_head(params),
+            params,
             labels,
             seed=0,
             chunk=chunk,
@@ -118,7 +121,7 @@ class Bench:
 
         Features are averaged over tokens, at t = 0.3 and without a label.
         """
-        params, (images, labels) = without_head(params), self._probed
+        images, labels = self._probed
         features = in_parts(lambda part, first: self._tap(params, part, first), images)
         split = self._setting.fitted
         return fit_probes(features.swapaxes(0, 1), labels, split, self._classes)
@@ -129,9 +132,9 @@ class Bench:
         x = images.astype(jnp.float32) / 127.5 - 1
         noise = jax.random.normal(stream_key(0, "learning probe", first), x.shape)
         t = jnp.full(len(x), PROBE_TIME)
-        null = jnp.full(len(x), self._classes, jnp.int32)
+        null = self._conditioning.null(len(x))
         x_t = self._process.corrupt(x, noise, t)
-        features = self._model.apply({"params": params}, x_t, t, null, taps="all").features
+        features = self._trunk.apply(params, x_t, t, null, Pass(taps="all")).features
         blocks = [features[k].astype(jnp.float32).mean(1) for k in sorted(features)]
         return jnp.stack(blocks, axis=1)
 

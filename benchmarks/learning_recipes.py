@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sra_jax.methods.sra import SRAConfig, WeightSchedule
-from sra_jax.models import TransformerConfig
+from sra_jax.conditioning import ClassLabels
+from sra_jax.methods import SRA
+from sra_jax.methods.schedule import WeightSchedule
+from sra_jax.models import DiT, DiTConfig, LatentLayout
 from sra_jax.processes import Interpolant
+from sra_jax.training.objective import Objective
 from sra_jax.training.optimizer import OptimizerConfig
 from sra_jax.training.step import StepConfig
 
@@ -23,47 +26,54 @@ WEIGHT = 0.2  # of the alignment, in the paper
 class Recipe:
     """Model, method and optimiser of a run, without its seed. `sra` is None for plain SiT."""
 
-    transformer: TransformerConfig
+    transformer: DiTConfig
     process: Interpolant
-    sra: SRAConfig | None
-    weight: WeightSchedule
+    sra: SRA | None
     optimizer: OptimizerConfig
     step: StepConfig
     batch_size: int
 
+    def objective(self) -> Objective:
+        """What is trained."""
+        methods = () if self.sra is None else (self.sra,)
+        trunk = DiT(self.transformer)
+        return Objective(trunk, self.process, self.transformer.conditioning, methods)
+
 
 DIGITS = Recipe(
-    TransformerConfig(
-        kind="sit",
-        input_size=8,
-        patch_size=2,
-        in_channels=1,
+    DiTConfig(
+        LatentLayout(8, 8, 1, patch=2),
+        ClassLabels(10),
+        outputs=1,
         width=64,
         depth=4,
         num_heads=4,
-        num_classes=10,
     ),
     Interpolant(),
-    SRAConfig(student_block=1, teacher_block=3),
-    WeightSchedule(WEIGHT, steps_per_epoch=1797 // 64),
+    SRA(
+        student_block=1,
+        teacher_block=3,
+        weight=WeightSchedule(WEIGHT, steps_per_epoch=1797 // 64),
+    ),
     OptimizerConfig(learning_rate=2e-3),
     StepConfig(ema_decay=0.995),
     batch_size=64,
 )
 SHAPES = Recipe(
-    TransformerConfig(
-        kind="sit",
-        input_size=32,
-        patch_size=4,
-        in_channels=3,
+    DiTConfig(
+        LatentLayout(32, 32, 3, patch=4),
+        ClassLabels(16),
+        outputs=1,
         width=64,
         depth=6,
         num_heads=4,
-        num_classes=16,
     ),
     Interpolant(),
-    SRAConfig(student_block=2, teacher_block=4),
-    WeightSchedule(WEIGHT, steps_per_epoch=20_000 // 32),
+    SRA(
+        student_block=2,
+        teacher_block=4,
+        weight=WeightSchedule(WEIGHT, steps_per_epoch=20_000 // 32),
+    ),
     OptimizerConfig(learning_rate=1e-3),
     StepConfig(ema_decay=0.995),
     batch_size=32,
@@ -71,14 +81,15 @@ SHAPES = Recipe(
 
 
 def align(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with other fields of its SRAConfig."""
+    """The recipe with other fields of its SRA."""
     return dataclasses.replace(recipe, sra=dataclasses.replace(recipe.sra, **changes))
 
 
 def weigh(recipe: Recipe, weight: float) -> Recipe:
     """The recipe with another constant weight of the alignment. Zero removes the alignment."""
-    schedule = dataclasses.replace(recipe.weight, weight=weight)
-    return dataclasses.replace(recipe, weight=schedule, sra=recipe.sra if weight else None)
+    if not weight:
+        return dataclasses.replace(recipe, sra=None)
+    return align(recipe, weight=dataclasses.replace(recipe.sra.weight, weight=weight))
 
 
 def decay(recipe: Recipe, steps: int) -> Recipe:
@@ -88,7 +99,7 @@ def decay(recipe: Recipe, steps: int) -> Recipe:
     """
     epoch = steps / 800
     schedule = WeightSchedule(WEIGHT, 1, round(150 * epoch), round(1000 * epoch))
-    return dataclasses.replace(recipe, weight=schedule)
+    return align(recipe, weight=schedule)
 
 
 # Each variant is a function of the recipe and of the number of steps of a run.
@@ -160,7 +171,11 @@ TINY = Setting(
     recipe=dataclasses.replace(
         align(SHAPES, student_block=1, teacher_block=2),
         transformer=dataclasses.replace(
-            SHAPES.transformer, patch_size=8, width=8, depth=3, num_heads=2
+            SHAPES.transformer,
+            layout=dataclasses.replace(SHAPES.transformer.layout, patch=8),
+            width=8,
+            depth=3,
+            num_heads=2,
         ),
         batch_size=8,
     ),

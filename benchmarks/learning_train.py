@@ -11,36 +11,38 @@ import jax.numpy as jnp
 from learning_recipes import Recipe
 
 from sra_jax.core.random import stream_key
-from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.methods import SRA
+from sra_jax.training.objective import Objective
 from sra_jax.training.optimizer import make_optimizer
 from sra_jax.training.state import TrainState
-from sra_jax.training.step import Objective, make_train_step
+from sra_jax.training.step import make_train_step
+
+ANY_SRA = SRA(student_block=1, teacher_block=1)  # its blocks do not change the first parameters
 
 
 class Trainer:
     """The compiled program of one recipe on one data set, for runs from any seed.
 
     Attributes:
-      model: the transformer.
+      objective: what is trained.
       chunk: steps of one dispatch.
     """
 
     def __init__(self, recipe: Recipe, images: jax.Array, labels: jax.Array, chunk: int):
         """Compiles the program. Images are uint8 [N, H, W, C], labels int32 [N]."""
-        self.model, self.chunk = DiffusionTransformer(recipe.transformer), chunk
+        self.objective, self.chunk = recipe.objective(), chunk
         self._images, self._labels = images, labels
         self._head = recipe.sra is not None and recipe.sra.head
         optimizer = make_optimizer(recipe.optimizer)
-        objective = Objective(self.model, recipe.process, recipe.sra, recipe.weight)
 
         def begin(params):
             ema = jax.tree.map(jnp.copy, params)  # not an alias: a step donates both
-            return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+            return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), {})
 
         def advance(state, seed, images, labels):
             # The seed is an argument, so that the runs of all seeds share one program.
             config = dataclasses.replace(recipe.step, seed=seed)
-            step = make_train_step(objective, optimizer, config)
+            step = make_train_step(self.objective, optimizer, config)
 
             def body(state, rows):
                 batch = {"moments": to_moments(images[rows]), "labels": labels[rows]}
@@ -65,19 +67,14 @@ class Trainer:
         return self._advance(state, jnp.uint32(seed), self._images, self._labels)
 
     def _params(self, seed: jax.Array) -> dict[str, Any]:
-        params = _draw_params(self.model, seed)
-        return params if self._head else without_head(params)
+        params = _draw_params(dataclasses.replace(self.objective, methods=(ANY_SRA,)), seed)
+        return params if self._head else params | {"method": {}}
 
 
-def without_head(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that sampling and features need."""
-    return {name: value for name, value in params.items() if name != "head"}
-
-
-@partial(jax.jit, static_argnames="model")
-def _draw_params(model: DiffusionTransformer, seed: jax.Array) -> dict[str, Any]:
-    """First parameters, with a head. Compiled once for all variants; the head changes no other."""
-    return init_params(model, stream_key(seed, "init"), head=True)
+@partial(jax.jit, static_argnames="objective")
+def _draw_params(objective: Objective, seed: jax.Array) -> dict[str, Any]:
+    """First parameters, compiled once for all variants: they differ in whether they have a head."""
+    return objective.init(seed)
 
 
 def rows_of_steps(

@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from published_models import alignment, process, transformer
+from published_models import alignment, make_objective, process, transformer
 from records import Record
 from torch_sit import Example as TorchExample
 from torch_sit import SiT, Training, sample
 
-from sra_jax.methods.sra import SRAConfig, WeightSchedule
-from sra_jax.models import DiffusionTransformer, TransformerConfig
+from sra_jax.methods import SRA, Example
+from sra_jax.models import DiT, DiTConfig
 from sra_jax.sampling.guidance import Guidance, make_predictors
 from sra_jax.sampling.solvers import make_steps, solve
 from sra_jax.torch_weights import from_torch, to_torch
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState
-from sra_jax.training.step import Example, Objective, accumulate_gradients, apply_gradients
+from sra_jax.training.step import accumulate_gradients, apply_gradients
 
 CPU_TOLERANCE, DEVICE_TOLERANCE = 1e-5, 1e-4
 # Adam divides a gradient by its own size. A large epsilon keeps it from doing so to mere rounding.
@@ -64,7 +64,7 @@ def find_disagreement(model: str, device: str, record: Record) -> str | None:
 
 
 def compare(
-    config: TransformerConfig, sra: SRAConfig | None, device: str = "cpu", seed: int = 0
+    config: DiTConfig, sra: SRA | None, device: str = "cpu", seed: int = 0
 ) -> Iterator[Agreement]:
     """Compares predictions, losses, gradients, a step with its EMA, and samples (without `sra` all
     but the samples) of random weights, student's and teacher's, none of them zero."""
@@ -114,30 +114,31 @@ def _random_model(config, head) -> SiT:
     return model
 
 
-def _draw_example(config: TransformerConfig, draws: np.random.Generator) -> Example:
-    batch, side = 4, config.input_size
-    x, noise = draws.normal(size=(2, batch, side, side, config.in_channels)).astype(np.float32)
-    labels = draws.integers(config.num_classes + 1, size=batch, dtype=np.int32)
+def _draw_example(config: DiTConfig, draws: np.random.Generator) -> Example:
+    batch = 4
+    x, noise = draws.normal(size=(2, batch, *config.layout.shape)).astype(np.float32)
+    labels = draws.integers(config.conditioning.num_classes + 1, size=batch, dtype=np.int32)
     t = draws.uniform(size=batch).astype(np.float32)
-    return Example(x, labels, noise, t, np.maximum(t - np.float32(0.1), 0))
+    t_teacher = np.maximum(t - np.float32(0.1), 0)
+    return Example(x, {"labels": labels}, noise, t, {}, {"sra": {"t_teacher": t_teacher}})
 
 
 def _our_step(config, sra, student, teacher, example) -> dict:
     """The same quantities by ours, in PyTorch's names and layouts."""
-    objective = Objective(DiffusionTransformer(config), process("sit"), sra, WeightSchedule(0.2))
+    objective = make_objective(config, sra)
     optimizer = make_optimizer(OptimizerConfig(**STEP))
     params, ema = from_torch(student, config), from_torch(teacher, config)
 
     @jax.jit
     def step(state: TrainState, example: Example):
-        loss = partial(objective, ema=state.ema, step=state.step)
-        gradient, metrics = accumulate_gradients(loss, state.params, example, microbatches=1)
+        loss = partial(objective, ema=state.ema, state={}, step=state.step)
+        gradient, (metrics, _) = accumulate_gradients(loss, state.params, example, microbatches=1)
         x_t = objective.process.corrupt(example.x, example.noise, example.t)
-        out = objective.model.apply({"params": state.params}, x_t, example.t, example.labels)
+        out = objective.trunk.apply(state.params["trunk"], x_t, example.t, example.condition)
         new = apply_gradients(state, gradient, optimizer, EMA_DECAY)
         return new, gradient, metrics["loss"], out.prediction
 
-    state = TrainState(jnp.int32(0), params, ema, optimizer.init(params))
+    state = TrainState(jnp.int32(0), params, ema, optimizer.init(params), {})
     new, gradient, loss, prediction = jax.device_get(step(state, example))
     return {
         "prediction": prediction,
@@ -152,8 +153,7 @@ def _compare_samples(config, model, solver, draws) -> float:
     """The error of guided samples in five steps, from the same noise."""
     scale, interval = GUIDED
     device = next(model.parameters()).device
-    shape = (2, config.input_size, config.input_size, config.in_channels)
-    z, *noise = draws.normal(size=(6, *shape)).astype(np.float32)
+    z, *noise = draws.normal(size=(6, 2, *config.layout.shape)).astype(np.float32)
     labels = np.array([1, 3], np.int32)
     theirs = sample(
         model,
@@ -170,8 +170,9 @@ def _compare_samples(config, model, solver, draws) -> float:
 
     @jax.jit
     def draw(params, z, noise):
-        apply = partial(DiffusionTransformer(config).apply, {"params": params})
-        predictors = make_predictors(apply, guidance, config.num_classes, jnp.asarray(labels))
+        network = partial(DiT(config).apply, params["trunk"])
+        condition = {"labels": jnp.asarray(labels)}
+        predictors = make_predictors(network, guidance, config.conditioning, condition)
         steps = make_steps(flow, solver, 5)
         return solve(flow, steps, predictors, guidance, lambda i: noise[i], z)
 
@@ -180,8 +181,10 @@ def _compare_samples(config, model, solver, draws) -> float:
 
 def _to_torch(example: Example, device: str) -> TorchExample:
     x, noise = (_images(a, device) for a in (example.x, example.noise))
-    times = (torch.as_tensor(a, device=device) for a in (example.t, example.t_teacher))
-    return TorchExample(x, torch.as_tensor(example.labels, device=device).long(), noise, *times)
+    labels = torch.as_tensor(example.condition["labels"], device=device).long()
+    times = (example.t, example.draws["sra"]["t_teacher"])
+    times = (torch.as_tensor(a, device=device) for a in times)
+    return TorchExample(x, labels, noise, *times)
 
 
 def _images(a: np.ndarray, device) -> torch.Tensor:

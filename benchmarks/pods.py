@@ -25,18 +25,16 @@ the update, then the network.
 import argparse
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import jax
-from published_models import alignment, transformer
+from published_models import alignment, make_objective, train_flops, transformer
 from timing import print_table
 
 from sra_jax.distributed.hardware import CHIPS, GIB, Chip
-from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
+from sra_jax.models import DiTConfig
 from sra_jax.pods.forecast import EFFICIENCY, Roofline, make_roofline
 from sra_jax.pods.slices import SLICES
-from sra_jax.training.flops import step_flops
 
 MODEL, BATCH = "XL/2", 256
 KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
@@ -214,14 +212,12 @@ def work_of(anchor: Anchor) -> Work:
     """The step that an anchor compiled, whose activations' traffic is the anchor's rest."""
     config = transformer(MODEL, "sit", anchor.resolution // 8, remat=anchor.layout.remat)
     sra = alignment(MODEL, "sit")
-    shapes = jax.eval_shape(
-        partial(init_params, DiffusionTransformer(config), head=True), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda: make_objective(config, sra).init(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     work = Work(
         parameters,
         sra.teacher_block / config.depth,
-        step_flops(config, sra).total,
+        train_flops(config, sra).total,
         kept_bytes(config),
         0.0,
     )
@@ -231,11 +227,11 @@ def work_of(anchor: Anchor) -> Work:
     return work._replace(moved=(1e9 * anchor.traffic - fixed) / images)
 
 
-def kept_bytes(config: TransformerConfig) -> float:
+def kept_bytes(config: DiTConfig) -> float:
     """Activations of an image that wait for the backward pass, in bfloat16: each block's input;
     with "dots" its linear products too; with "none" also scores, in float32, and weighted values.
     Beside them one block's scores twice, while they are worked on."""
-    tokens, width = config.num_tokens, config.width
+    tokens, width = config.layout.tokens, config.width
     values = {"full": 1, "dots": 10, "none": 11}[config.remat] * 2 * tokens * width
     scores = 4 * config.num_heads * tokens**2
     held = config.depth if config.remat == "none" else 2

@@ -5,6 +5,7 @@
 Needs jax, flax and optax only.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,18 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sra_jax.conditioning import ClassLabels
 from sra_jax.core.random import stream_key
 from sra_jax.distributed.hardware import compiler_options
-from sra_jax.methods.sra import SRAConfig, WeightSchedule
-from sra_jax.models import DiffusionTransformer, TransformerConfig, parse_variant
+from sra_jax.methods import SRA
+from sra_jax.models import DiT, DiTConfig, LatentLayout, parse_variant
 from sra_jax.models.sizes import Size
 from sra_jax.processes import DDPM, Interpolant, Process
-from sra_jax.training.flops import step_flops
+from sra_jax.training.flops import StepFlops, count_flops, step_flops
+from sra_jax.training.objective import Batch, Metrics, Objective
 from sra_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sra_jax.training.state import TrainState, init_state
-from sra_jax.training.step import Batch, Metrics, Objective, StepConfig, make_train_step
+from sra_jax.training.step import StepConfig, make_train_step
 
-TINY = Size(depth=4, width=32, num_heads=2, sit_blocks=(1, 3), dit_blocks=(1, 3))
+TINY = Size(depth=4, width=32, num_heads=2)
+TINY_BLOCKS = {"student_block": 1, "teacher_block": 3}
+PROCESSES = {"sit": Interpolant, "dit": DDPM}
 
 
 def size_of(name: str) -> tuple[Size, int]:
@@ -31,32 +36,55 @@ def size_of(name: str) -> tuple[Size, int]:
     return (TINY, 2) if name == "tiny" else parse_variant(name)
 
 
-def transformer(name: str, kind: str, side: int = 32, **computes) -> TransformerConfig:
-    """The model of a published name as "XL/2", on latents of `side`; `computes` are its fields that
-    say how it computes."""
+def transformer(name: str, kind: str, side: int = 32, **computes) -> DiTConfig:
+    """The SiT or DiT of a published name such as "XL/2", on latents of `side`.
+
+    `computes` are the fields of `DiTConfig` that say how it computes.
+    """
     size, patch = size_of(name)
-    return TransformerConfig(
-        kind=kind,
-        input_size=side,
-        patch_size=patch,
-        in_channels=4,
-        width=size.width,
-        depth=size.depth,
-        num_heads=size.num_heads,
-        num_classes=1000,
+    return DiTConfig(
+        LatentLayout(side, side, 4, patch),
+        ClassLabels(1000),
+        process(kind).outputs,
+        **size._asdict(),
         **{"dtype": compute_dtype()} | computes,
     )
 
 
-def alignment(name: str, kind: str, teacher_fraction: float = 1.0) -> SRAConfig:
-    """The blocks that the paper aligns in that model."""
-    size, _ = size_of(name)
-    blocks = {"sit": size.sit_blocks, "dit": size.dit_blocks}[kind]
-    return SRAConfig(*blocks, teacher_fraction=teacher_fraction)
+def alignment(name: str, kind: str, teacher_fraction: float = 1.0) -> SRA:
+    """SRA between the blocks that the paper aligns in that model."""
+    fields = TINY_BLOCKS
+    if name != "tiny":
+        fields = SRA.recipe("paper", name.partition("/")[0], process(kind).outputs, 256)
+    return SRA(**fields, teacher_fraction=teacher_fraction)
 
 
 def process(kind: str) -> Process:
-    return {"sit": Interpolant, "dit": DDPM}[kind]()
+    return PROCESSES[kind]()
+
+
+def make_objective(config: DiTConfig, sra: SRA | None) -> Objective:
+    """What trains that model: SiT or DiT, with SRA or without."""
+    (kind,) = (name for name, kind in PROCESSES.items() if kind.outputs == config.outputs)
+    methods = () if sra is None else (sra,)
+    return Objective(DiT(config), process(kind), config.conditioning, methods)
+
+
+def train_flops(config: DiTConfig, sra: SRA | None) -> StepFlops:
+    """The operations of a training step for one image."""
+    plain, rematerialised = (
+        make_objective(dataclasses.replace(config, remat=remat, attention="xla"), sra)
+        for remat in ("none", config.remat)
+    )
+    return step_flops(plain, rematerialised)
+
+
+def forward_flops(config: DiTConfig) -> int:
+    """The operations of one image's forward pass."""
+    trunk = DiT(dataclasses.replace(config, attention="xla"))
+    params = jax.eval_shape(trunk.init, jax.random.key(0))
+    x, t = jnp.zeros((1, *config.layout.shape)), jnp.zeros(1)
+    return count_flops(trunk.apply, params, x, t, config.conditioning.null(1))
 
 
 def compute_dtype() -> str:
@@ -73,17 +101,16 @@ class TrainJob:
 
     def __init__(
         self,
-        config: TransformerConfig,
-        sra: SRAConfig | None,
+        config: DiTConfig,
+        sra: SRA | None,
         batch_size: int,
         options: Mapping[str, str] | None = None,
     ):
-        weight = WeightSchedule(0.2)
-        objective = Objective(DiffusionTransformer(config), process(config.kind), sra, weight)
+        objective = make_objective(config, sra)
         optimizer = make_optimizer(OptimizerConfig())
 
         def init() -> TrainState:
-            state = init_state(objective.model, optimizer, 0, sra is not None)
+            state = init_state(objective, optimizer, 0)
             params = enliven(state.params)
             return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
 
@@ -103,7 +130,7 @@ class TrainJob:
             + memory.output_size_in_bytes
             - memory.alias_size_in_bytes
         )
-        self.flops = step_flops(config, sra).useful * batch_size
+        self.flops = train_flops(config, sra).useful * batch_size
         self.state = jax.jit(init)()
 
     def run(self, batch: Batch) -> Metrics:
@@ -125,8 +152,9 @@ def enliven(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(draw, params)
 
 
-def random_batch(config: TransformerConfig, size: int) -> Batch:
+def random_batch(config: DiTConfig, size: int) -> Batch:
     """Moments, in the dtype that data sets hold, and labels, on the device."""
-    shape = (size, config.input_size, config.input_size, 2 * config.in_channels)
-    labels = jax.random.randint(jax.random.key(1), (size,), 0, config.num_classes)
+    height, width, channels = config.layout.shape
+    shape = (size, height, width, 2 * channels)
+    labels = jax.random.randint(jax.random.key(1), (size,), 0, config.conditioning.num_classes)
     return {"moments": jax.random.uniform(jax.random.key(0), shape, jnp.float16), "labels": labels}

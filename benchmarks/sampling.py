@@ -10,14 +10,13 @@ is the share of the steps. The lines of one solver are timed in turns. Takes 3 m
 
 import argparse
 from collections.abc import Iterator
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from published_models import process, transformer
 from timing import describe_machine, listed, print_table, ratio, spread, take_turns
 
-from sra_jax.models import DiffusionTransformer, init_params
+from sra_jax.models import DiT
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.sampler import make_sampler
 from sra_jax.sampling.solvers import Step, heun_step, make_steps
@@ -53,13 +52,13 @@ def lines(options: argparse.Namespace) -> Iterator[list[str]]:
     }
     rows = jnp.arange(options.batch, dtype=jnp.uint32)
     for kind, solver in SOLVERS:
-        config = transformer(options.model, kind, attention=options.attention)
-        model = DiffusionTransformer(config)
-        params = jax.jit(partial(init_params, model, head=False))(jax.random.key(0))
+        trunk = DiT(transformer(options.model, kind, attention=options.attention))
+        params = jax.jit(trunk.init)(jax.random.key(0))
         steps = make_steps(process(kind), solver, options.steps)
 
-        def call(guidance, kind=kind, model=model, params=params, steps=steps):
-            sampler = make_sampler(model, process(kind), steps, guidance)
+        def call(guidance, kind=kind, trunk=trunk, params=params, steps=steps):
+            conditioning = trunk.config.conditioning
+            sampler = make_sampler(trunk, process(kind), conditioning, steps, guidance)
             labels = rows.astype(jnp.int32)
             return lambda: sampler(params, jnp.uint32(0), rows, labels).block_until_ready()
 

@@ -31,14 +31,14 @@ class Release:
             sys.path.pop(0)
         self._dtype = dtype
         self.model = models.SiT(
-            input_size=shape.input_size,
-            patch_size=shape.patch_size,
-            in_channels=shape.in_channels,
+            input_size=shape.layout.height,
+            patch_size=shape.layout.patch,
+            in_channels=shape.layout.channels,
             hidden_size=shape.width,
             decoder_hidden_size=shape.width,
             depth=shape.depth,
             num_heads=shape.num_heads,
-            num_classes=shape.num_classes,
+            num_classes=shape.conditioning.num_classes,
             use_cfg=True,
             fused_attn=True,
             qk_norm=False,

@@ -21,20 +21,32 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 COMPILED = ("no", "blocks", "whole")
 
 
-class Shape(Protocol):
-    """The fields of `sra_jax.models.TransformerConfig` that the model reads."""
+class Layout(Protocol):
+    """The fields of `sra_jax.models.LatentLayout` that the model reads; latents are square."""
 
-    input_size: int
-    patch_size: int
-    in_channels: int
-    width: int
-    depth: int
-    num_heads: int
+    height: int
+    channels: int
+    patch: int
+
+
+class Labels(Protocol):
+    """The field of `sra_jax.conditioning.ClassLabels` that the model reads."""
+
     num_classes: int
 
 
+class Shape(Protocol):
+    """The fields of `sra_jax.models.DiTConfig` that the model reads."""
+
+    layout: Layout
+    conditioning: Labels
+    width: int
+    depth: int
+    num_heads: int
+
+
 class Blocks(Protocol):
-    """The fields of `sra_jax.methods.sra.SRAConfig` that the loss reads; blocks count from 1."""
+    """The fields of `sra_jax.methods.SRA` that the loss reads; blocks count from 1."""
 
     student_block: int
     teacher_block: int
@@ -169,12 +181,12 @@ class SiT(nn.Module):
 
     def __init__(self, shape: Shape, head: bool):
         super().__init__()
-        width, patch, channels = shape.width, shape.patch_size, shape.in_channels
-        self.patch, self.grid = patch, shape.input_size // patch
-        self.channels, self.num_classes = channels, shape.num_classes
+        width, patch, channels = shape.width, shape.layout.patch, shape.layout.channels
+        self.patch, self.grid = patch, shape.layout.height // patch
+        self.channels, self.num_classes = channels, shape.conditioning.num_classes
         self.x_embedder = PatchEmbedder(channels, patch, width)
         self.t_embedder = TimeEmbedder(width)
-        self.y_embedder = LabelEmbedder(shape.num_classes, width)
+        self.y_embedder = LabelEmbedder(self.num_classes, width)
         positions = torch.zeros(1, self.grid**2, width)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, shape.num_heads) for _ in range(shape.depth))

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from sra_jax.codecs import PixelCodec
-from sra_jax.data.records import holds_latents, write_latents
 from sra_jax.data.shapes import load_shapes
 from sra_jax.data.spec import LatentSpec
 
@@ -69,6 +68,9 @@ def ensure_embedded(name: str, folder: str | os.PathLike) -> str:
     Raises:
         InputError: FOLDER/SET is something else, is damaged, or is not on a disk.
     """
+    # Imported here: it needs TensorFlow Datasets, and the images themselves do not.
+    from sra_jax.data.records import holds_latents, write_latents
+
     directory = os.path.join(folder, name.partition(":")[2])
     if holds_latents(directory):
         return directory

@@ -17,7 +17,7 @@ from sra_jax.config.schema import Experiment
 from sra_jax.data.embedded import load_digits
 from sra_jax.training.optimizer import make_optimizer
 from sra_jax.training.state import init_state
-from sra_jax.training.step import Objective, StepConfig, draw_example
+from sra_jax.training.step import StepConfig, draw_example
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -146,17 +146,17 @@ def test_runs_of_one_seed_start_alike_and_see_the_same(learning, setting):
     assert abs(first_loss("sit", 6) - first["sit"]) > 1e-4
 
     # As the step that users train with makes it, whose seed is a constant.
-    recipe, model = recipes["paper"], trainers["paper"].model
+    recipe, objective = recipes["paper"], trainers["paper"].objective
     optimizer = make_optimizer(recipe.optimizer)
-    objective = Objective(model, recipe.process, recipe.sra, recipe.weight)
     rows = sys.modules["learning_train"].rows_of_steps(5, 0, 1, recipe.batch_size, len(images))[0]
     batch = {"moments": PixelCodec().encode(np.asarray(images[rows])), "labels": labels[rows]}
 
     @jax.jit
     def begin(batch):
-        state = init_state(model, optimizer, seed=5, head=True)
+        state = init_state(objective, optimizer, seed=5)
         example = draw_example(objective, StepConfig(seed=5), batch, state.step)
-        return state, objective(state.params, state.ema, example, state.step)[1]["generation"]
+        _, (metrics, _) = objective(state.params, state.ema, {}, example, state.step)
+        return state, metrics["generation"]
 
     state, loss = begin(batch)
     jax.tree.map(np.testing.assert_array_equal, state, trainers["paper"].init(5))
@@ -203,9 +203,9 @@ def test_recipes_equal_the_configs(learning, data):
     experiment = Experiment.from_dict(module.get_config().to_dict())
     recipe = learning.SETTINGS[data].recipe
     assert recipe == learning.make_recipe(learning.SETTINGS[data], "paper")
-    assert recipe.transformer == experiment.transformer("cpu")
+    assert recipe.transformer == experiment.trunk("cpu").config
     assert recipe.process == experiment.process
-    assert (recipe.sra, recipe.weight) == (experiment.sra, experiment.weight)
+    assert (recipe.sra,) == experiment.methods
     assert recipe.optimizer == experiment.optimizer
     assert recipe.step == experiment.step_config(PixelCodec.scale, PixelCodec.shift)
     assert recipe.batch_size == experiment.train.batch_size
@@ -229,7 +229,7 @@ def test_variants_change_the_method(learning, variant, expected):
 
 def test_the_weight_falls_as_in_the_released_code_scaled_to_the_run(learning):
     setting = learning.SETTINGS["shapes"]
-    weight = learning.make_recipe(setting, "decay").weight
+    weight = learning.make_recipe(setting, "decay").sra.weight
     assert weight(0) == pytest.approx(0.2)
     assert weight(round(setting.steps * 150 / 800)) == pytest.approx(0.2)
     # 650 epochs after the last constant one, at a tenth every 1000.

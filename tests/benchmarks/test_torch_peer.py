@@ -13,13 +13,14 @@ import torch_sit
 from contestants import Work, make_contestant
 from published_models import alignment, transformer
 
-from sra_jax.methods.sra import SRAConfig
-from sra_jax.models import TransformerConfig
+from sra_jax.conditioning import ClassLabels
+from sra_jax.methods import SRA
+from sra_jax.models import DiTConfig, LatentLayout
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "torch_peer.py"
 TINY = transformer("tiny", "sit", 8)
-OTHER = TransformerConfig(
-    "sit", input_size=12, patch_size=4, in_channels=3, width=48, depth=3, num_heads=3, num_classes=5
+OTHER = DiTConfig(
+    LatentLayout(12, 12, 3, patch=4), ClassLabels(5), outputs=1, width=48, depth=3, num_heads=3
 )
 
 
@@ -60,7 +61,9 @@ def test_compiled_training_is_the_eager_one(compiled):
     def losses(compiled):
         torch.manual_seed(0)
         student = torch_sit.SiT(dataclasses.replace(TINY, depth=2), head=True)
-        training = torch_sit.Training(student, SRAConfig(1, 2), compiled, backend="aot_eager")
+        training = torch_sit.Training(
+            student, SRA(student_block=1, teacher_block=2), compiled, backend="aot_eager"
+        )
         moments, labels = torch.rand(4, 8, 8, 8), torch.tensor([1, 2, 3, 4])
         return [training.step(training.draw(moments, labels)).item() for _ in range(3)]
 
@@ -89,7 +92,7 @@ def test_work_is_counted_alike_for_all():
 
 def forward_operations(config):
     """Operations of the blocks alone."""
-    tokens, width = config.num_tokens, config.width
+    tokens, width = config.layout.tokens, config.width
     return 2 * config.depth * (12 * tokens * width**2 + 6 * width**2 + 2 * tokens**2 * width)
 
 
