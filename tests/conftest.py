@@ -76,7 +76,7 @@ def digits_run(tmp_path_factory):
         workdir,
         model__width=32,
         model__depth=4,
-        sra__teacher_block=3,
+        method__sra__teacher_block=3,
         optimizer__learning_rate=4e-3,
         train__steps=120,
         train__batch_size=64,

@@ -7,12 +7,14 @@ from pathlib import Path
 PACKAGES = ("jax", "flax", "optax")
 # The source that decides the numbers of a run: packages and modules below sra_jax.
 NUMERIC = (
+    "conditioning",
     "core/random.py",
     "core/shapes.py",
     "data/pipeline.py",
     "methods",
     "models",
     "processes",
+    "training/objective.py",
     "training/optimizer.py",
     "training/state.py",
     "training/step.py",
