@@ -16,8 +16,15 @@ def converted(source, out, **choices):
 
 
 def loaded(workdir, weights="ema"):
+    """The run's model, and the trunk's parameters."""
     trained = workdirs.load_model(str(workdir), weights)
     return trained, jax.tree.map(np.asarray, trained.params)
+
+
+def loaded_head(workdir, weights="ema", step=0):
+    """The parameters of SRA's head; None if the run does not train with SRA."""
+    sra = workdirs.load_method(str(workdir), "sra", weights, step)
+    return sra and jax.tree.map(np.asarray, sra[1])
 
 
 def assert_same_tree(tree, expected):

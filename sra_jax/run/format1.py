@@ -48,12 +48,15 @@ def restore(
       optional: names of trees that the checkpoint may lack.
     """
 
+    def config_of(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        return metadata.get("config", {})
+
     def as_saved(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-        config = metadata["config"]
+        config = config_of(metadata)
         return _downgrade(abstract, config) if is_old(config) else abstract
 
     step, trees = store.restore(as_saved, step, optional)
-    if not is_old(store.metadata(step)["config"]):
+    if not is_old(config_of(store.metadata(step))):
         return step, trees
     upgraded = _upgrade(trees)
     return step, {name: tree for name, tree in upgraded.items() if name in abstract}
@@ -63,10 +66,10 @@ def _downgrade(trees: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     """Shapes of today's trees as version 0.1 saved them."""
     trees, head = dict(trees), _head_shapes(config)
     for kind in ("params", "ema"):
-        own = trees.pop(method_tree(kind, SECTION), head)
-        if kind in trees:
-            trees[kind] = {**trees[kind], **({"head": own} if own else {})}
-        elif own:  # the head alone was asked for, but lies among the trunk's parameters
+        own = trees.pop(method_tree(kind, SECTION), None)
+        if head and kind in trees:
+            trees[kind] = {**trees[kind], "head": own or head}
+        elif head and own:  # it lies among the trunk's parameters
             raise ValueError(f"restore the {kind} of the trunk with those of the head")
     if "opt_state" in trees:
         trees["opt_state"] = jax.tree.map(_join, trees["opt_state"], is_leaf=_is_networks)

@@ -226,7 +226,7 @@ def test_missing_libtpu_is_told_in_one_line(monkeypatch):
 def test_a_tiny_train_step_compiles_for_a_tpu():
     flags = [f"--config.{field}" for field in ("model.depth=2", "model.width=128", "mesh.fsdp=2")]
     flags += [f"--config.{field}" for field in ("model.num_heads=2", "train.batch_size=8")]
-    flags += ["--config.sra.student_block=1", "--config.sra.teacher_block=2"]
+    flags += ["--config.method.sra.student_block=1", "--config.method.sra.teacher_block=2"]
     result = run("compile", [CONFIG, "--topology=v5e:2x2", *flags], JAX_PLATFORMS="")
     assert (result.code, result.err) == (0, ""), result
     for part in ("bfloat16", "fits     yes", "of 15.75 GiB", "roofline", "estimate"):
@@ -238,7 +238,7 @@ def test_a_tiny_train_step_compiles_for_a_tpu():
 @needs_libtpu
 def test_a_tiny_sampler_compiles_for_a_tpu():
     flags = ["--config.model.depth=1", "--config.model.width=64", "--config.model.num_heads=1"]
-    flags += ["--config.sra.student_block=1", "--config.sra.teacher_block=1"]
+    flags += ["--config.method.sra.student_block=1", "--config.method.sra.teacher_block=1"]
     flags += ["--sampler", "--sampler_batch=8", "--config.sampling.steps=10"]
     result = run("compile", [CONFIG, "--topology=v4:2x2x1", *flags])
     assert (result.code, result.err) == (0, ""), result
@@ -249,7 +249,7 @@ def test_a_tiny_sampler_compiles_for_a_tpu():
 @needs_libtpu
 def test_a_sweep_ranks_all_that_divides():
     flags = ["--config.model.depth=1", "--config.model.width=64", "--config.model.num_heads=2"]
-    flags += ["--config.sra.student_block=1", "--config.sra.teacher_block=1"]
+    flags += ["--config.method.sra.student_block=1", "--config.method.sra.teacher_block=1"]
     result = run("compile", [CONFIG, "--topology=v5e:2x2", *flags, "--sweep"])
     assert (result.code, result.err) == (0, ""), result
     ranked = result.out.split("best first")[1].splitlines()[1:]

@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from converted import assert_same_tree, converted, loaded
+from converted import assert_same_tree, converted, loaded, loaded_head
 from golden import FEATURES, relative_error
 from published import (
     ARGS,
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 
 from sra_jax.core.errors import InputError
 from sra_jax.jobs.convert import ConvertRequest, convert
-from sra_jax.models import DiffusionTransformer
+from sra_jax.models import DiT
 from sra_jax.torch_weights import from_torch
 
 
@@ -76,6 +77,11 @@ FORMS += [("SRA's SiT", form) for form in ("ema alone", "bare", "wrapped", "safe
 FORMS += [("the original SiT", "safetensors"), ("the original DiT", "bare")]
 
 
+def inputs_of(golden):
+    """Images, times and condition of the golden forward pass."""
+    return golden.images("fwd/x"), golden["fwd/t"], {"labels": golden.jax("fwd/y", jnp.int32)}
+
+
 @pytest.mark.parametrize("name, form", FORMS)
 def test_every_layout_gives_the_golden_outputs(request, tmp_path, name, form):
     kind, layout, remake = LAYOUTS[name]
@@ -85,17 +91,20 @@ def test_every_layout_gives_the_golden_outputs(request, tmp_path, name, form):
         tmp_path / "x.pt", form, remake(golden.state_dict("teacher")), remake(state), ARGS[layout]
     )
     trained, params = loaded(converted(path, tmp_path / "run"))
-    assert trained.model.config == golden.config
-    expected = from_torch(state if layout == "sra" else without_head(state), golden.config)
+    assert trained.trunk.config == golden.config
+    direct = from_torch(state, golden.config)
+    if layout == "sra":
+        assert_same_tree(loaded_head(tmp_path / "run"), direct["method"]["sra"])
+    else:
+        assert loaded_head(tmp_path / "run") is None
+    expected = direct["trunk"]
     if layout == "sit":  # its time is turned twice on the way, each time rounded once
         assert (
             relative_error(*(p["time_embed"]["fc1"]["kernel"] for p in (params, expected))) < 1e-6
         )
         params["time_embed"]["fc1"] = expected["time_embed"]["fc1"]
     assert_same_tree(params, expected)
-    output = trained.model.apply(
-        {"params": trained.params}, golden.images("fwd/x"), golden["fwd/t"], golden["fwd/y"]
-    )
+    output = trained.trunk.apply(trained.params, *inputs_of(golden))
     expected = golden.images("fwd/velocity" if kind == "sit" else "fwd/output")
     assert relative_error(output.prediction, expected) < FEATURES
     _, student = loaded(tmp_path / "run", "student")
@@ -116,12 +125,13 @@ def test_a_position_table_that_has_drifted_is_kept(request, tmp_path, caplog, ki
     student, ema = golden.state_dict("student"), nudged(golden.state_dict("teacher"))
     torch.save(training_checkpoint(student, ema, {}), tmp_path / "x.pt")
     trained, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run"))
-    assert_same_tree(params, from_torch(ema, golden.config))
+    direct = from_torch(ema, golden.config)["trunk"]
+    assert_same_tree(params, direct)
     assert "position table of ema as stored, within 1.0e-04 of its formula" in caplog.text
-    inputs = golden.images("fwd/x"), golden["fwd/t"], golden["fwd/y"]
-    model, direct = DiffusionTransformer(golden.config), from_torch(ema, golden.config)
-    ours = trained.model.apply({"params": trained.params}, *inputs).prediction
-    np.testing.assert_array_equal(ours, model.apply({"params": direct}, *inputs).prediction)
+    inputs = inputs_of(golden)
+    ours = trained.trunk.apply(trained.params, *inputs).prediction
+    expected = DiT(golden.config).apply(direct, *inputs).prediction
+    np.testing.assert_array_equal(ours, expected)
     converted(tmp_path / "run", tmp_path / "back.safetensors")
     assert_same_tensors(load_file(tmp_path / "back.safetensors"), ema)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
@@ -157,6 +167,7 @@ def test_there_and_back(request, tmp_path, kind, ending):
             path, tmp_path / f"again_{weights}", num_heads=None
         )  # the file tells the heads
         assert_same_tree(loaded(again)[1], loaded(tmp_path / "run", weights)[1])
+        assert_same_tree(loaded_head(again), loaded_head(tmp_path / "run", weights))
 
 
 def test_a_file_is_written_whole_and_never_overwritten(tmp_path, sit, monkeypatch):
@@ -198,7 +209,7 @@ def test_half_precision_is_told_and_widened(tmp_path, sit, caplog):
     _, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run"))
     assert f"{len(state)} of {len(state)} tensors are float16, and become float32" in caplog.text
     assert_same_tree(
-        params, from_torch({k: v.float().numpy() for k, v in state.items()}, sit.config)
+        params, from_torch({k: v.float().numpy() for k, v in state.items()}, sit.config)["trunk"]
     )
 
 
@@ -212,7 +223,7 @@ def test_what_does_not_fit_is_listed_and_dropped_only_when_asked(tmp_path, sit, 
     assert "--allow_mismatch" in str(error.value) and not (tmp_path / "run").exists()
     _, params = loaded(converted(tmp_path / "x.pt", tmp_path / "run", allow_mismatch=True))
     assert "dropped extra.bias, logvar; initialised blocks.2.mlp.fc2.bias" in caplog.text
-    expected = from_torch(sit.state_dict("student"), sit.config)
+    expected = from_torch(sit.state_dict("student"), sit.config)["trunk"]
     np.testing.assert_array_equal(params["blocks"]["mlp"]["fc2"]["bias"][2], 0)
     expected["blocks"]["mlp"]["fc2"]["bias"][2] = 0
     assert_same_tree(params, expected)
@@ -255,12 +266,11 @@ BAD = {
     "heads that do not divide": ({"num_heads": 5}, "by the 5 heads"),
     "no heads": ({"num_heads": None}, "give --num_heads"),
     "layout": ({"layout": "rpa"}, "did you mean 'repa'"),
-    "head": ({"new_head": True}, "has a projection head"),
     "step": ({"checkpoint": 3}, "--checkpoint is for when a workdir is exported"),
     "weights": ({"weights": "student"}, "--weights is for when a workdir is exported"),
     "for files": (
-        {"source": "none", "out": "y.pt", "num_heads": None, "new_head": True},
-        "--new_head is for when a file is converted",
+        {"source": "none", "out": "y.pt", "num_heads": None, "allow_mismatch": True},
+        "--allow_mismatch is for when a file is converted",
     ),
 }
 
@@ -315,5 +325,5 @@ def test_the_command_refuses_in_one_line(forks, tmp_path):
 def test_help_shows_examples(forks):
     result = forks.run("convert", ["--help"])
     assert result.code == 0 and "python -m sra_jax convert --source=" in result.out
-    for flag in ("source", "out", "num_heads", "weights", "new_head"):
+    for flag in ("source", "out", "num_heads", "weights", "allow_mismatch"):
         assert f"--{flag}: " in result.out or f"--[no]{flag}: " in result.out

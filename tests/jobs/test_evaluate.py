@@ -286,7 +286,7 @@ def train_digits(workdir):
     path = REPOSITORY / "configs" / "digits.py"
     config = runpy.run_path(str(path))["get_config"]()
     config.model.update(width=16, depth=2, num_heads=2)
-    config.sra.teacher_block = 2
+    config.method.sra.teacher_block = 2
     config.train.update(steps=2, batch_size=8)
     config.sampling.steps = "4"
     train(config.to_dict(), str(workdir))

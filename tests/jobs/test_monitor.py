@@ -39,7 +39,7 @@ def digits(steps=4, **evaluation):
     """A tiny model on the digits."""
     config = runpy.run_path(str(REPOSITORY / "configs" / "digits.py"))["get_config"]()
     config.model.update(width=16, depth=2, num_heads=2)
-    config.sra.teacher_block = 2
+    config.method.sra.teacher_block = 2
     config.train.update(steps=steps, batch_size=8, checkpoint_every=2, keep=1)
     config.sampling.steps = "3"
     config.evaluation.update({"grid_every": 0, **evaluation})

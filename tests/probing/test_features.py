@@ -13,7 +13,7 @@ from sra_jax.core.random import stream_key
 from sra_jax.data.records import open_records, write_latents
 from sra_jax.data.spec import LatentSpec
 from sra_jax.distributed.mesh import MeshConfig, make_mesh
-from sra_jax.models import DiffusionTransformer
+from sra_jax.models import DiT
 from sra_jax.probing import features
 from sra_jax.probing.features import FeatureExtractor, extract, place_params, select
 from sra_jax.processes import DDPM, Interpolant
@@ -25,7 +25,7 @@ ALL = (1, 2, 3, 4)
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, sit):
     """Random latents of the golden models' shape, with a posterior as wide as they are."""
-    side, channels = sit.config.input_size, sit.config.in_channels
+    side, channels = sit.config.layout.height, sit.config.layout.channels
     moments = np.abs(np.random.default_rng(0).normal(size=(COUNT, side, side, 2 * channels)))
     spec = LatentSpec(
         codec="sd_vae",
@@ -43,12 +43,13 @@ def source(tmp_path_factory, sit):
 
 
 def extractor_of(golden, process):
-    return FeatureExtractor(DiffusionTransformer(golden.config), process, SCALE, SHIFT, SEED)
+    conditioning = golden.config.conditioning
+    return FeatureExtractor(DiT(golden.config), process, conditioning, SCALE, SHIFT, SEED)
 
 
 def pooled(extractor, params, images, blocks, time, mesh):
     """Features [K, N, D] and norms [K, N] of all images."""
-    placed = place_params(params, mesh)
+    placed = place_params(params, extractor.trunk, mesh)
     batches = list(extract(extractor, placed, images, blocks, time, mesh))
     return [np.concatenate(parts, axis=1) for parts in zip(*batches, strict=True)]
 
@@ -60,7 +61,7 @@ def plain(model, process, params, source, numbers, t):
     noise = [jax.random.normal(jax.random.fold_in(key, n), mean.shape[1:]) for n in numbers]
     times = jnp.full(len(mean), t)
     x_t = process.corrupt(jnp.asarray(mean) * SCALE + SHIFT, jnp.stack(noise), times)
-    null = jnp.full(len(mean), model.config.num_classes)
+    null = jnp.full(len(mean), model.config.conditioning.num_classes)
     return model(params, x_t, times, null, taps="all").features
 
 
@@ -70,7 +71,7 @@ def plain(model, process, params, source, numbers, t):
 )
 def test_features_are_those_of_a_plain_forward(request, source, kind, process, time, t):
     golden, model = request.getfixturevalue(kind), request.getfixturevalue(f"{kind}_model")
-    params, numbers = golden.params("student"), [17, 2, 9, 4]
+    params, numbers = golden.params("student")["trunk"], [17, 2, 9, 4]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     extractor = extractor_of(golden, process)
     found, norms = pooled(extractor, params, select(source, numbers), ALL, time, mesh)
@@ -85,7 +86,7 @@ def test_features_are_those_of_a_plain_forward(request, source, kind, process, t
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
 def test_features_do_not_depend_on_the_mesh(monkeypatch, sit, source, sizes):
     monkeypatch.setattr(features, "PER_DEVICE", 2)  # three batches, the last one filled up
-    params, extractor = sit.params("student"), extractor_of(sit, Interpolant())
+    params, extractor = sit.params("student")["trunk"], extractor_of(sit, Interpolant())
     images = select(source, range(COUNT))
     one = pooled(extractor, params, images, ALL, 0.5, make_mesh(MeshConfig(), jax.devices()[:1]))
     many = pooled(extractor, params, images, ALL, 0.5, make_mesh(MeshConfig(*sizes)))
@@ -96,7 +97,7 @@ def test_features_do_not_depend_on_the_mesh(monkeypatch, sit, source, sizes):
 
 
 def test_an_image_looks_the_same_in_any_company(sit, source):
-    params, mesh = sit.params("student"), make_mesh(MeshConfig(), jax.devices()[:1])
+    params, mesh = sit.params("student")["trunk"], make_mesh(MeshConfig(), jax.devices()[:1])
     extractor = extractor_of(sit, Interpolant())
     whole, _ = pooled(extractor, params, select(source, range(COUNT)), ALL, 0.4, mesh)
     some, _ = pooled(extractor, params, select(source, [20, 3]), (2, 3), 0.4, mesh)
@@ -116,4 +117,4 @@ def test_a_selection_is_known_by_its_images(source):
 def test_a_model_that_does_not_divide_over_the_mesh_is_refused(sit):
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
     with pytest.raises(InputError, match=r"does not divide over mesh.tensor=8"):
-        place_params(sit.params("student"), mesh)
+        place_params(sit.params("student")["trunk"], DiT(sit.config), mesh)

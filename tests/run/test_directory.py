@@ -38,22 +38,34 @@ def test_what_does_not_matter_may_change(begun, config):
 
 @pytest.mark.parametrize(
     ("section", "field", "value"),
-    [("optimizer", "learning_rate", 1.0), ("train", "batch_size", 1), ("sra", "gap", "fixed")],
+    [
+        ("optimizer", "learning_rate", 1.0),
+        ("train", "batch_size", 1),
+        ("method.sra", "gap", "fixed"),
+    ],
 )
 def test_what_matters_is_named(begun, config, section, field, value):
-    config[section][field] = value
+    fields = config["method"]["sra"] if section == "method.sra" else config[section]
+    fields[field] = value
     with pytest.raises(InputError, match=f"config.{section}.{field} was .*, is {value}; restore"):
         workdirs.save_and_check(begun, config, DATA)
+
+
+def test_a_method_more_or_less_is_another_run_and_one_of_weight_0_is_none(begun, config):
+    sra = config["method"]["sra"]
+    for method in ({}, {"sra": sra | {"weight": 0}}):
+        with pytest.raises(InputError, match=r"config.method.sra\S* "):
+            workdirs.save_and_check(begun, config | {"method": method}, DATA)
 
 
 def test_fields_of_a_newer_version_are_no_change(begun, config):
     """Here it is the saved config that lacks them."""
     path = begun / workdirs.CONFIG_FILE
     saved = json.loads(path.read_text())
-    del saved["config"]["sra"]["teacher_fraction"], saved["config"]["evaluation"]
+    del saved["config"]["method"]["sra"]["teacher_fraction"], saved["config"]["evaluation"]
     path.write_text(json.dumps(saved))
-    config["sra"]["teacher_fraction"] = 0.5
+    config["method"]["sra"]["teacher_fraction"] = 0.5
     with pytest.raises(InputError, match=r"teacher_fraction was 1.0, is 0.5"):
         workdirs.save_and_check(begun, config, DATA)
-    config["sra"]["teacher_fraction"] = 1.0
+    config["method"]["sra"]["teacher_fraction"] = 1.0
     workdirs.save_and_check(begun, config, DATA)

@@ -9,7 +9,13 @@ from sra_jax.run import provenance
 
 @pytest.mark.parametrize(
     ("source", "decides"),
-    [("methods/sra.py", True), ("core/random.py", True), ("cli/app.py", False)],
+    [
+        ("methods/sra.py", True),
+        ("core/random.py", True),
+        ("training/objective.py", True),
+        ("conditioning/class_labels.py", True),
+        ("cli/app.py", False),
+    ],
 )
 def test_only_numeric_source_changes_the_code_version(tmp_path, monkeypatch, source, decides):
     package = shutil.copytree(provenance.PACKAGE, tmp_path / "sra_jax")

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import TINY, vary
 
-from sra_jax.core.errors import InputError
-from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
+from sra_jax.models import DiT
 from sra_jax.processes import DDPM, Interpolant
 from sra_jax.sampling.grid import image_grid, save_grid
 from sra_jax.sampling.guidance import Guidance
-from sra_jax.sampling.sampler import choose_labels, make_sampler, sample_chunks
+from sra_jax.sampling.sampler import make_sampler, sample_chunks
 from sra_jax.sampling.solvers import make_steps
 
 LABELS = np.array([3, 1, 4, 1, 0, 2, 2, 3, 0, 4, 1], np.int32)
@@ -19,18 +19,9 @@ LABELS = np.array([3, 1, 4, 1, 0, 2, 2, 3, 0, 4, 1], np.int32)
 @pytest.fixture(scope="module", params=["sit", "dit"])
 def drawn(request):
     """(labels, seed, chunk, number of devices) -> latents, by a random model of either process."""
-    config = TransformerConfig(
-        kind=request.param,
-        input_size=8,
-        patch_size=4,
-        in_channels=2,
-        width=16,
-        depth=2,
-        num_heads=2,
-        num_classes=5,
-    )
-    model = DiffusionTransformer(config)
-    params = jax.jit(lambda key: init_params(model, key, False))(jax.random.key(0))
+    config = vary(TINY, kind=request.param, depth=2, num_classes=5)
+    trunk = DiT(config)
+    params = jax.jit(trunk.init)(jax.random.key(0))
     # As initialised, a transformer predicts zeros whatever it sees.
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -38,7 +29,8 @@ def drawn(request):
     params = jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
     process, solver = {"sit": (Interpolant(), "sde"), "dit": (DDPM(), "ddpm")}[request.param]
     guidance = Guidance(1.5, 0.0, 0.7)
-    sampler = make_sampler(model, process, make_steps(process, solver, 5), guidance)
+    steps = make_steps(process, solver, 5)
+    sampler = make_sampler(trunk, process, config.conditioning, steps, guidance)
 
     def draw(labels, seed, chunk, devices=1, wanted=None):
         if wanted is None:
@@ -94,38 +86,6 @@ def test_chunks_are_the_same_on_any_devices_and_in_any_selection(drawn):
     np.testing.assert_array_equal(some, on_four[:4])
     last = drawn(LABELS, 7, 2, wanted=[4, 1])  # as after an interruption
     np.testing.assert_array_equal(last, np.concatenate([images[8:10], images[2:4]]))
-
-
-def test_labels_are_lists_or_words():
-    assert choose_labels("3,1,4", 7, 5, seed=0).tolist() == [3, 1, 4, 3, 1, 4, 3]
-    assert choose_labels("2", 3, 5, seed=0).tolist() == [2, 2, 2]
-    assert choose_labels("3,1,4", 2, 5, seed=0).tolist() == [3, 1]
-    assert choose_labels("balanced", 7, 5, seed=0).tolist() == [0, 1, 2, 3, 4, 0, 1]
-    drawn = choose_labels("random", 5000, 5, seed=3)
-    assert drawn.dtype == choose_labels("3,1", 2, 5, seed=0).dtype == np.int32
-    counts = np.bincount(drawn, minlength=5)
-    assert len(counts) == 5 and abs(counts - 1000).max() < 4 * np.sqrt(5000 * 0.2 * 0.8)
-    np.testing.assert_array_equal(choose_labels("random", 5000, 5, seed=3), drawn)
-    np.testing.assert_array_equal(choose_labels("random", 10, 5, seed=3), drawn[:10])
-    assert (choose_labels("random", 5000, 5, seed=4) != drawn).any()
-
-
-@pytest.mark.parametrize(
-    "text, part",
-    [
-        ("5", "label 5 is out of range, expected 0 to 4"),
-        ("0,-1", "label -1 is out of range"),
-        ("cat", "'cat'"),
-        ("", "''"),
-        ("1,,2", "'1,,2'"),
-        ("1.5", "'1.5'"),
-        ("Random", "'Random'"),
-    ],
-)
-def test_bad_labels_are_refused(text, part):
-    with pytest.raises(InputError) as refusal:
-        choose_labels(text, 3, 5, seed=0)
-    assert part in str(refusal.value)
 
 
 def expected_grid(images: np.ndarray, enlarge: int) -> np.ndarray:

@@ -23,7 +23,7 @@ def test_help_shows_an_example_and_the_flags(forks, name):
     assert f"python -m sra_jax {name} --" in result.out
     expected = {
         "train": "config workdir",
-        "sample": "workdir out grid num labels solver steps guidance guidance_interval weights",
+        "sample": "workdir out grid num labels solver solver_steps guidance weights checkpoint",
         "evaluate": "samples reference",
     }
     if name == "evaluate":
@@ -42,7 +42,7 @@ def test_bad_input_ends_real_processes_with_code_2(tmp_path):
     results = {name: finish(process) for name, process in started.items()}
     assert_refused(results["train"], "batch size 20", "8 devices", "multiple of 8")
     assert_refused(results["sample"], f"no workdir {tmp_path}/none", "train first")
-    assert_refused(results["evaluate"], f"no file {tmp_path}/none.npz")
+    assert_refused(results["evaluate"], f"no file or folder {tmp_path}/none.npz")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,9 +85,9 @@ BAD_TRAIN = {
         "--config.train=3, expected a field",
         "as in",
     ),
-    "weight": (train_flags("--config.sra.weight=nan"), "weight is nan", "at least 0"),
-    "blocks": (train_flags("--config.sra.student_block=9"), "student block 9", "block 8"),
-    "depth": (train_flags("--config.sra.teacher_block=13"), "is 13", "12 blocks"),
+    "weight": (train_flags("--config.method.sra.weight=nan"), "weight is nan", "at least 0"),
+    "blocks": (train_flags("--config.method.sra.student_block=9"), "student block 9", "block 8"),
+    "depth": (train_flags("--config.method.sra.teacher_block=13"), "is 13", "12 blocks"),
     "patch": (train_flags("--config.model.patch_size=5"), "patch size 5", "32"),
     "recipe": (train_flags(argument="S/2,recipe=papr"), "'papr'", "did you mean 'paper'"),
     "model": (train_flags(argument="M/2"), "'M'", "S, B, L, XL"),
@@ -102,7 +102,7 @@ BAD_TRAIN = {
         "2000",
         "1 to 1000",
     ),
-    "gap": (train_flags("--config.sra.gap_max=1.2", config="dit_sra"), "1.2", "[0, 1]"),
+    "gap": (train_flags("--config.method.sra.gap_max=1.2", config="dit_sra"), "1.2", "[0, 1]"),
     "no data": (train_flags("--config.data.path={tmp}/none"), "{tmp}/none", "data set"),
     "mesh": (train_flags("--config.mesh.fsdp=3"), "fsdp 3", "1 device"),
 }
@@ -135,6 +135,28 @@ def test_train_refuses_a_broken_config_file(forks, tmp_path, text, part):
     path = tmp_path / "mine.py"
     path.write_text(text + "\n")
     assert_refused(forks.run("train", [f"--config={path}", f"--workdir={tmp_path}/new"]), part)
+
+
+RENAMED = {
+    "config": ("train", "--config.sra.gap=fixed", "--config.method.sra.gap"),
+    "solver": ("sample", "--steps=4", "--solver_steps"),
+    "sampled step": ("sample", "--step=4", "--checkpoint"),
+    "measured step": ("evaluate", "--step=4", "--checkpoint"),
+    "probed steps": ("probe", "--steps=4", "--checkpoints"),
+    "exported step": ("convert", "--step=4", "--checkpoint"),
+}
+
+
+@pytest.mark.parametrize(("name", "flag", "now"), RENAMED.values(), ids=RENAMED)
+def test_an_old_flag_is_answered_with_its_new_name(forks, name, flag, now):
+    assert_refused(forks.run(name, [flag]), f"{flag.partition('=')[0]} is called {now} now")
+
+
+def test_an_old_value_is_answered_with_its_new_name(forks, tmp_path):
+    flags = ["--samples=x.npz", "--reference=embedded:digits", "--features=probe"]
+    assert_refused(forks.run("evaluate", flags), "features=probe is called classifier now")
+    flags = digits(tmp_path / "new", evaluation__features="probe")
+    assert_refused(forks.run("train", flags), "features=probe is called classifier now")
 
 
 BAD_SAMPLE = {
@@ -177,8 +199,8 @@ def test_sample_refuses_a_run_without_a_checkpoint(forks, finished, tmp_path):
     flags = [f"--workdir={tmp_path}", f"--out={tmp_path}/out.npz"]
     assert_refused(forks.run("sample", flags), "no checkpoint", tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(saved | {"format_version": 2}))
-    assert_refused(forks.run("sample", flags), "format 2", "update sra_jax")
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"format_version": 3}))
+    assert_refused(forks.run("sample", flags), "format 3", "update sra_jax")
     (tmp_path / "config.json").write_text("{")
     assert_refused(forks.run("sample", flags), f"{tmp_path}/config.json is damaged")
     for section, value in {
@@ -207,7 +229,7 @@ def test_evaluate_refuses(forks, tmp_path):
         assert_refused(forks.run("evaluate", flags), path, part)
     assert_refused(forks.run("evaluate", [f"--samples={good}"]), "--reference is missing")
     np.savez(tmp_path / "fewer.npz", arr_0=np.zeros((3, 8, 8, 1), np.uint8), labels=np.zeros(2))
-    for name, part in {"none.npz": "no file", "fewer.npz": "(2,)"}.items():
+    for name, part in {"none.npz": "no file", "fewer.npz": "holds 2 labels"}.items():
         flags = [f"--samples={good}", f"--reference={tmp_path / name}"]
         assert_refused(forks.run("evaluate", flags), name, part)
 

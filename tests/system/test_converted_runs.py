@@ -1,6 +1,7 @@
 """A run of converted weights trains, samples and is told of like any other."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import runpy
@@ -11,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from commands import REPOSITORY
-from converted import assert_same_tree, converted, loaded
+from converted import converted, loaded, loaded_head
+from golden import random_state_dict
 from published import as_original_sit, tensors, training_checkpoint, without_head
 from safetensors.numpy import save_file as save_numpy
+from tiny import TINY, vary
 
 from sra_jax.checkpoints.store import CheckpointStore
 from sra_jax.data.records import LatentSpec, write_latents
-from sra_jax.models import DiffusionTransformer, TransformerConfig, init_params
 from sra_jax.run import directory as workdirs
-from sra_jax.torch_weights import to_torch
 from sra_jax.torch_weights.imported import latent_spec
 
 
@@ -40,15 +41,18 @@ def data_of(path, records=24, **changes):
     return path
 
 
+SRA_FIELDS = ("weight", "student_block", "teacher_block")
+
+
 def train_flags(workdir, data, *more):
     config = json.loads((workdir / "config.json").read_text())["config"]
-    model, sra = config["model"], config["sra"]
+    model, sra = config["model"], config["method"].get("sra", {"weight": 0})
     kind = {"interpolant": "sit", "ddpm": "dit"}[config["process"]["name"]]
     return [
         f"--config={REPOSITORY}/configs/{kind}_sra.py:S/2",
         f"--workdir={workdir}",
         *(f"--config.model.{k}={model[k]}" for k in ("width", "depth", "num_heads")),
-        *(f"--config.sra.{k}={sra[k]}" for k in ("weight", "student_block", "teacher_block")),
+        *(f"--config.method.sra.{k}={sra.get(k, 1)}" for k in SRA_FIELDS),
         f"--config.data.path={data}",
         "--config.data.latent_shape=(8,8,4)",
         "--config.data.num_classes=10",
@@ -70,7 +74,7 @@ def test_training_goes_on_from_converted_weights(forks, tmp_path, sit):
     )
     result = forks.run("train", flags)
     assert (result.code, result.err) == (0, ""), result
-    assert "holds no optimiser's state: starting with a fresh one" in result.out
+    assert "the checkpoint lacks opt_state: starting with fresh ones" in result.out
     assert "step 2/2" in result.out
     with CheckpointStore(workdir) as store:
         assert store.steps() == [0, 2]
@@ -86,7 +90,6 @@ def test_training_refuses_what_converted_weights_are_not(forks, tmp_path, sit):
     other = data_of(tmp_path / "other", scale=0.5)
     for change, part in (
         (["--config.model.width=64"], "config.model.width was 32, is 64"),
-        (["--config.sra.weight=0.2"], "no projection head; convert it with --new_head"),
         ([f"--config.data.path={other}"], "data.scale was 0.18215, is 0.5"),
         (["--config.process.path=cosine"], "process.path was linear, is cosine"),
     ):
@@ -98,18 +101,38 @@ def test_training_refuses_what_converted_weights_are_not(forks, tmp_path, sit):
     assert (result.code, result.err) == (0, "")
 
 
-def test_a_model_without_a_head_can_be_given_one(forks, tmp_path, dit):
+def test_a_model_without_a_head_starts_with_a_fresh_one(forks, tmp_path, dit):
     torch.save(tensors(without_head(dit.state_dict("student"))), tmp_path / "x.pt")
-    workdir = converted(tmp_path / "x.pt", tmp_path / "run", new_head=True)
-    _, params = loaded(workdir)
-    kernel = params["head"]["fc1"]["kernel"]
-    limit = np.sqrt(6 / sum(kernel.shape))  # xavier's
-    assert 0.9 * limit < np.abs(kernel).max() <= limit
-    assert_same_tree(loaded(workdir, "student")[1], params)
-    result = forks.run(
-        "train", train_flags(workdir, data_of(tmp_path / "data"), "--config.train.steps=1")
+    workdir, data = converted(tmp_path / "x.pt", tmp_path / "run"), data_of(tmp_path / "data")
+    assert loaded_head(workdir) is None
+    flags = train_flags(
+        workdir, data, "--config.train.steps=1", "--config.optimizer.learning_rate=1e-9"
     )
+    result = forks.run("train", [*flags, "--config.method.sra.weight=0.2"])
     assert (result.code, result.err) == (0, "") and "alignment" in result.out
+    lacks = "the checkpoint lacks ema_sra, opt_state, params_sra: starting with fresh ones"
+    assert lacks in result.out
+    head = loaded_head(workdir, step=1)
+    kernel = head["fc1"]["kernel"]
+    limit = np.sqrt(6 / sum(kernel.shape))  # xavier's
+    assert 0.9 * limit < np.abs(kernel).max() <= limit + 1e-6
+    student = loaded_head(workdir, "student", step=1)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), student, head)
+
+
+@pytest.mark.parametrize("kind", ["sit", "dit"])
+def test_a_model_with_a_head_can_be_trained_without_sra(request, forks, tmp_path, kind):
+    golden = request.getfixturevalue(kind)
+    torch.save(tensors(golden.state_dict("student")), tmp_path / "x.pt")
+    workdir, data = converted(tmp_path / "x.pt", tmp_path / "run"), data_of(tmp_path / "data")
+    flags = train_flags(workdir, data, "--config.train.steps=1")
+    result = forks.run("train", [*flags, "--config.method.sra.weight=0"])
+    assert (result.code, result.err) == (0, "") and "alignment" not in result.out
+    assert "the checkpoint lacks opt_state: starting with fresh ones" in result.out
+    assert loaded_head(workdir, step=1) is None
+    with CheckpointStore(workdir) as store:
+        assert store.names(0) >= {"params_sra", "ema_sra"}
+        assert store.names(1) == {"step", "params", "ema", "opt_state"}
 
 
 def test_sample_takes_a_converted_run(forks, tmp_path, sit):
@@ -143,12 +166,9 @@ def test_sample_takes_a_converted_run(forks, tmp_path, sit):
 def test_the_command_that_trains_it_further_is_told(tmp_path, kind, head, caplog):
     """Of a published shape, and it is accepted: no refusal but that the data are missing."""
     caplog.set_level(logging.INFO, logger="sra_jax")
-    model = TransformerConfig(kind, 32, 2, 4, 384, 12, 6, 1000)
-    init = partial(init_params, DiffusionTransformer(model), jax.random.key(0), head)
-    shapes = jax.eval_shape(init)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
-    save_numpy(to_torch(params, model), tmp_path / "x.safetensors")
+    model = vary(TINY, kind=kind, side=32, patch=2, channels=4, num_classes=1000)
+    model = dataclasses.replace(model, width=384, depth=12, num_heads=6)
+    save_numpy(random_state_dict(model, 0, head), tmp_path / "x.safetensors")
     converted(tmp_path / "x.safetensors", tmp_path / "run", num_heads=None)
     told = [line.removeprefix("next: python -m sra_jax ") for line in caplog.messages]
     told = {line.split()[0]: line.split()[1:] for line in told if "--workdir=" in line}

@@ -108,7 +108,9 @@ def test_other_code_is_told_of(forks, copied):
 
 def test_another_model_or_data_is_refused_by_its_fields(forks, copied, tmp_path):
     config = (copied / "config.json").read_bytes()
-    flags = digits(copied, train__steps=12, model__width=32, sra__weight=0.5, train__batch_size=16)
+    flags = digits(
+        copied, train__steps=12, model__width=32, method__sra__weight=0.5, train__batch_size=16
+    )
     assert_refused(
         forks.run("train", flags),
         "model.width was 16, is 32",

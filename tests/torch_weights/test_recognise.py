@@ -1,6 +1,5 @@
 """Published models are told apart by their tensors; what is none of them is refused by name."""
 
-import dataclasses
 import re
 import runpy
 
@@ -11,28 +10,22 @@ from golden import random_state_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import as_original_sit, with_projectors
+from tiny import vary
 
+from sra_jax.conditioning import ClassLabels
 from sra_jax.config.recipes import imported_config
 from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError
-from sra_jax.models import SIZES, TransformerConfig
-from sra_jax.models.layers import position_table
+from sra_jax.models import SIZES, DiTConfig, LatentLayout
 from sra_jax.torch_weights.files import FileTensor, TorchCheckpoint
 from sra_jax.torch_weights.imported import Choices, ImportedModel, latent_spec
 from sra_jax.torch_weights.layout import torch_shapes
 from sra_jax.torch_weights.recognise import clean_names, path_of, position_drift, recognise
 
-SIT = TransformerConfig(
-    kind="sit",
-    input_size=8,
-    patch_size=2,
-    in_channels=4,
-    width=24,
-    depth=2,
-    num_heads=3,
-    num_classes=5,
+SIT = DiTConfig(
+    LatentLayout(8, 8, 4, patch=2), ClassLabels(5), outputs=1, width=24, depth=2, num_heads=3
 )
-DIT = dataclasses.replace(SIT, kind="dit", patch_size=4, depth=3)
+DIT = vary(SIT, kind="dit", patch=4, depth=3)
 
 
 def sit(seed=0, head=True):
@@ -44,7 +37,7 @@ def dit(seed=0, head=True):
 
 
 def original_sit():
-    return as_original_sit(sit(), SIT.patch_size, SIT.in_channels)
+    return as_original_sit(sit(), SIT.layout.patch, SIT.layout.channels)
 
 
 RECOGNISED = {
@@ -75,9 +68,9 @@ def test_recognises(state, args, layout, config, head):
 
 
 def test_the_asked_layout_goes_first():
-    assert recognise(dit(head=False), {}, "sit", 3).config.kind == "sit"
+    assert recognise(dit(head=False), {}, "sit", 3).config.outputs == 1
     assert recognise(sit(head=False), {}, "sit", 3).layout == "sit"
-    assert recognise(original_sit(), {}, "dit", 3).config.kind == "dit"
+    assert recognise(original_sit(), {}, "dit", 3).config.outputs == 2
     with pytest.raises(InputError, match="'dit' predicts 4 channels from 4"):
         recognise(sit(), {}, "dit", 3)
     with pytest.raises(InputError, match="'repa' predicts 8 channels from 4"):
@@ -88,20 +81,11 @@ def test_the_asked_layout_goes_first():
 
 def shapes_of(name, patch, kind="sit", num_classes=1000):
     """A published model without its numbers."""
-    size = SIZES[name]
-    config = dataclasses.replace(
-        SIT,
-        kind=kind,
-        input_size=32,
-        patch_size=patch,
-        width=size.width,
-        depth=size.depth,
-        num_heads=size.num_heads,
-        num_classes=num_classes,
-    )
+    size = SIZES[name]._asdict()
+    config = vary(SIT, kind=kind, side=32, patch=patch, num_classes=num_classes, **size)
     return config, {
         key: FileTensor(key, shape, "float32", lambda shape=shape: np.ones(shape, np.float32))
-        for key, shape in torch_shapes(config, head=True).items()
+        for key, shape in torch_shapes(config, ("sra",)).items()
     }
 
 
@@ -132,17 +116,17 @@ def test_where_the_heads_come_from():
 
 
 @pytest.mark.parametrize("kind, file", [("sit", "sit_sra"), ("dit", "dit_sra")])
-@pytest.mark.parametrize("argument", ["XL/2", "B/4", "XL/2,res=512", "L/2,weight=0"])
+@pytest.mark.parametrize("argument", ["XL/2", "B/4", "XL/2,res=512", "L/2,method=none"])
 def test_the_config_is_that_of_the_config_files(kind, file, argument):
     """Where a published model has their shape."""
     name, *options = argument.split(",")
     config, _ = shapes_of(name.split("/")[0], int(name[-1]), kind)
     side = 64 if "res=512" in options else 32
-    config = dataclasses.replace(config, input_size=side)
-    ours = imported_config(config, "weight=0" not in options, "linear", original=False)
+    config = vary(config, side=side)
+    ours = imported_config(config, "method=none" not in options, "linear", original=False)
     module = runpy.run_path(str(REPOSITORY / f"configs/{file}.py"))
     assert ours.to_dict() == module["get_config"](argument).to_dict()
-    assert Experiment.from_dict(ours.to_dict()).transformer("cpu") == config
+    assert Experiment.from_dict(ours.to_dict()).trunk("cpu").config == config
     assert latent_spec(config).resolution == 8 * side
 
 
@@ -258,7 +242,7 @@ def test_a_table_without_the_null_class_is_refused():
 def test_drift_is_the_largest_difference():
     _, shapes = shapes_of("S", 2)
     config = recognise(shapes, {}).config
-    table = position_table(config.grid, config.width)[None].copy()
+    table = config.layout.position_table(config.width)[None].copy()
     assert position_drift(table, config) == 0
     table[0, 100, 7] += 0.25
     assert position_drift(table, config) == pytest.approx(0.25, abs=1e-6)
@@ -310,4 +294,4 @@ def test_whatever_is_done_to_a_state_dict_it_converts_or_is_refused_in_one_line(
         assert "\n" not in str(error)
         assert re.search(r"tensor|layout|channels|block|wide|divi|heads", str(error)), error
     else:
-        assert params["blocks"]["mlp"]["fc1"]["kernel"].shape[1:] == (24, 96)
+        assert params["trunk"]["blocks"]["mlp"]["fc1"]["kernel"].shape[1:] == (24, 96)
