@@ -26,11 +26,11 @@ if __package__:  # `python -m tests.check_golden` has the root on the path, but 
     sys.path.append(str(Path(__file__).parent))
 
 from golden import Comparison, Golden
-from golden_kinds import dit, sit
+from golden_kinds import dit, layersync, sit
 
 # A kind's module has KEYS, which together are in no file of another kind, and GROUPS: functions by
 # name, in order, that yield the comparisons of one part of the file.
-KINDS = {"sit": sit, "dit": dit}
+KINDS = {"sit": sit, "dit": dit, "layersync": layersync}
 
 
 def load(file: Path) -> tuple[str, Golden]:

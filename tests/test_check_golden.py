@@ -41,7 +41,7 @@ def changed(tmp_path):
     return copy
 
 
-@pytest.mark.parametrize(("kind", "count"), [("sit", 40), ("dit", 16)])
+@pytest.mark.parametrize(("kind", "count"), [("sit", 40), ("dit", 16), ("layersync", 19)])
 def test_shipped_files_pass_in_full(kind, count, capsys):
     code = check_golden.main([str(DATA / f"{kind}.npz")])
     out, err = capsys.readouterr()
@@ -103,7 +103,7 @@ def test_a_file_without_a_key_is_refused(only, changed, capsys):
         ("text", "unreadable: File is not a zip file"),
         ("half", "unreadable"),
         ("objects", "unreadable: Object arrays cannot be loaded"),
-        ("others", "unknown kind, expected one of sit, dit"),
+        ("others", "unknown kind, expected one of sit, dit, layersync"),
     ],
 )
 def test_other_files_are_refused_in_one_line(content, words, tmp_path, capsys):
@@ -140,4 +140,5 @@ def test_it_runs_as_a_module_with_few_packages():
         text=True,
     )
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == f"error: {file} is of an unknown kind, expected one of sit, dit\n"
+    known = ", ".join(check_golden.KINDS)
+    assert result.stderr == f"error: {file} is of an unknown kind, expected one of {known}\n"
