@@ -155,7 +155,7 @@ class Experiment:
     def from_dict(cls, config: Mapping[str, Any], with_methods: bool = True) -> "Experiment":
         """The experiment that a nested dict of plain values describes (see `configs/`).
 
-        Without methods, their section and files are not looked at: to sample and probe a run one
+        Without methods, their fields and files are not looked at: to sample and probe a run one
         need not know what it was trained with.
 
         Raises:
@@ -167,6 +167,9 @@ class Experiment:
         data = build(DataConfig, "data", config["data"])
         train = build(TrainConfig, "train", config["train"])
         methods = ()
+        check_names("config section method", config["method"], config["method"], ())
+        for name, fields in config["method"].items():
+            check_names(f"config section method.{name}", fields, fields, ())
         if with_methods:
             load_method_files(config.get("method_files", ()))
             steps_per_epoch = max(data.examples_per_epoch // train.batch_size, 1)

@@ -217,8 +217,10 @@ class TestEnvironment:
         self.test(clone)
         start(clone, "quickstart.sh", path=self.path)
         assert sum("install" in call for call in calls(clone)) == 1
-        verbs = [call.split()[1] for call in calls(clone)[-4:]]
-        assert verbs == [f"sra_jax.{verb}" for verb in ("train", "sample", "evaluate", "probe")]
+        verbs = [call.split()[:3] for call in calls(clone)[-4:]]
+        assert verbs == [
+            ["-m", "sra_jax", verb] for verb in ("train", "sample", "evaluate", "probe")
+        ]
 
     def test_a_failed_installation_is_explained_and_tried_again(self, clone):
         failed = self.test(clone, FAKE_PIP="1", FAKE_PIP_SAYS="ERROR: disk full")
@@ -333,7 +335,7 @@ def test_the_constraints_lie_within_the_bounds():
             (version,) = pin.specifier
             pins.setdefault(pin.name.lower().replace("_", "-"), []).append((pin, version.version))
     source = (ROOT / "setup.py").read_text()
-    found = {}
+    found = {"__file__": str(ROOT / "setup.py")}
     exec(
         source.replace("from setuptools import find_packages, setup", "").split("setup(")[0], found
     )

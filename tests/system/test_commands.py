@@ -8,12 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DIGITS, Kill, assert_refused, devices, digits, finish, start
+from commands import DIGITS, Kill, assert_refused, devices, digits, finish, start, start_python
 from PIL import Image
 from tiny import hurry_classifier
 
 from sra_jax.data.embedded import EMBEDDED, load_digits
 from sra_jax.jobs.evaluate import EvaluateRequest, evaluate
+
+
+def test_the_package_is_cheap_to_import_and_lists_its_commands():
+    result = finish(start_python(["-m", "sra_jax", "--help"]))
+    assert (result.code, result.err) == (0, "")
+    listed = re.findall(r"^  (\w+)  +\S", result.out, re.MULTILINE)
+    assert listed == ["train", "sample", "evaluate", "probe", "encode", "convert", "compile"]
+    program = """
+import sys, sra_jax
+assert "jax" not in sys.modules and sra_jax.__version__
+assert set(sra_jax.METHODS) >= {"sra"}
+from sra_jax.run.directory import load_model
+assert sra_jax.load_model is load_model
+"""
+    assert finish(start_python(["-c", program])) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", ["train", "sample", "evaluate"])

@@ -38,10 +38,8 @@ def whole(tmp_path_factory):
     assert (result.code, result.err) == (0, "")
     arrays = saved_arrays(workdir, STEPS)
     parts = {re.match(r"\['(\w+)'\]", path)[1] for path in arrays}
-    assert (
-        parts == {"step", "params", "ema", "opt_state", "params_sra", "ema_sra"}
-        and arrays["['step']"] == STEPS
-    )
+    assert parts == {"step", "params", "ema", "opt_state", "params_sra", "ema_sra"}
+    assert arrays["['step']"] == STEPS
     return arrays
 
 
