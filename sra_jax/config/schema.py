@@ -161,6 +161,11 @@ class Experiment:
         Raises:
           InputError: a section or field that is unknown or missing, or a value that cannot be.
         """
+        if "sra" in config:
+            raise InputError(
+                "the config's section sra is called method.sra now; write config.method = "
+                '{"sra": {...}}, as configs/sit_sra.py does'
+            )
         sections = {f.name: f for f in dataclasses.fields(cls)}
         names = [{"methods": "method"}.get(name, name) for name in sections] + ["method_files"]
         check_names("config", config, names, [n for n in names if n not in OPTIONAL])

@@ -7,6 +7,7 @@ import pytest
 from shipped import STEPS_PER_EPOCH, assert_refused, load, override
 
 from sra_jax.config.schema import Experiment
+from sra_jax.core.errors import InputError
 from sra_jax.methods import METHODS, SRA
 from sra_jax.methods.schedule import WeightSchedule
 
@@ -126,3 +127,10 @@ def test_files_of_methods_that_are_missing_or_fail_are_refused(own_file):
     }.items():
         own_file.write_text(text)
         assert_refused(lambda: read(str(own_file)), str(own_file), *words)
+
+
+def test_the_section_of_version_0_1_is_answered_with_its_new_name():
+    config = load("sit_sra", "S/2")
+    config["sra"] = config["method"].pop("sra")
+    with pytest.raises(InputError, match=r"section sra is called method\.sra now"):
+        Experiment.from_dict(config)
