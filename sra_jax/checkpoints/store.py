@@ -252,6 +252,8 @@ class CheckpointStore:
                 f"({_shorten(differing)}), use the config it was trained with"
             )
 
+        if not wanted:  # Orbax would read all trees
+            return {}
         # A process does not wait for the others while it reads: one of them may have failed.
         placed, path = jax.tree.map(_placed, wanted), self.directory / str(step)
         with reading_alone():

@@ -145,7 +145,7 @@ def _sampler_task(experiment: Experiment, mesh: Mesh, batch: int) -> Task:
     steps, guidance = experiment.solver_steps(), experiment.guidance()
     sample = make_sampler(trunk, experiment.process, experiment.conditioning, steps, guidance)
     shapes = jax.eval_shape(lambda: trunk.init(jax.random.key(0)))
-    params = abstract(shapes, tree_shardings(shapes, mesh))
+    params = abstract(shapes, tree_shardings(shapes, mesh, trunk.rules))
     row = jax.ShapeDtypeStruct((batch,), np.int32, sharding=batch_sharding(mesh))
     seed = jax.ShapeDtypeStruct((), np.uint32, sharding=replicated(mesh))
     passes = sum(

@@ -221,6 +221,14 @@ def test_another_model_is_refused_in_one_line(tmp_path):
         CheckpointStore(tmp_path).restore({"head": shape})
 
 
+def test_trees_that_are_optional_may_be_missing(tmp_path):
+    save_all(tmp_path, 1)
+    store, head = CheckpointStore(tmp_path), {"scale": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    step, trees = store.restore({"head": head, "ema": ABSTRACT["ema"]}, optional=("head",))
+    assert step == 1 and trees.keys() == {"ema"}
+    assert store.restore({"head": head}, optional=("head",)) == (1, {})
+
+
 def test_a_newer_format_is_refused_and_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
     save_all(tmp_path, 1)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 
@@ -12,9 +13,12 @@ import pytest
 from commands import REPOSITORY, environment, run
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from sra_jax.config.schema import Experiment
 from sra_jax.core.errors import InputError
 from sra_jax.distributed.hardware import CHIPS, GIB
-from sra_jax.jobs.compile import slice_devices
+from sra_jax.distributed.mesh import MeshConfig, make_mesh
+from sra_jax.distributed.sharding import sharding_table
+from sra_jax.jobs.compile import _sampler_task, _train_task, slice_devices
 from sra_jax.pods.forecast import (
     Fits,
     OutOfMemory,
@@ -222,6 +226,20 @@ def test_missing_libtpu_is_told_in_one_line(monkeypatch):
         slice_devices("v5e:4x4")
 
 
+@pytest.mark.parametrize("config", ["sit_sra", "dit_sra"])
+def test_both_programs_are_traced_and_counted_on_any_mesh(config):
+    """A TPU's compiler is needed only after this."""
+    path = REPOSITORY / "configs" / f"{config}.py"
+    config = runpy.run_path(str(path))["get_config"]("S/8")
+    config.sampling.steps = "10"
+    experiment, mesh = Experiment.from_dict(config.to_dict()), make_mesh(MeshConfig(fsdp=2))
+    step, sampler = _train_task(experiment, mesh), _sampler_task(experiment, mesh, 8)
+    for task in (step, sampler):
+        assert "fsdp" in "".join(sharding_table(task.held["params"]))
+        assert "stablehlo" in task.lower().as_text()
+    assert step.useful / 3 * 10 < sampler.flops < step.useful / 3 * 20  # two with guidance
+
+
 @needs_libtpu
 def test_a_tiny_train_step_compiles_for_a_tpu():
     flags = [f"--config.{field}" for field in ("model.depth=2", "model.width=128", "mesh.fsdp=2")]
@@ -273,7 +291,9 @@ def test_all_topologies_are_known_to_libtpu():
 import os
 from sra_jax.cli.compile import ENVIRONMENT
 os.environ.update(ENVIRONMENT)
-from sra_jax.jobs.compile import slice_devices
+from sra_jax.distributed.mesh import MeshConfig, make_mesh
+from sra_jax.distributed.sharding import sharding_table
+from sra_jax.jobs.compile import _sampler_task, _train_task, slice_devices
 from sra_jax.distributed.hardware import SLICES, chip_of
 for family, sizes in SLICES.items():
     for size in sizes:

@@ -260,8 +260,9 @@ def test_what_a_classifier_cannot_measure_is_refused(monkeypatch, tmp_path):
         ({"reference": write("few", images[:3], labels[:3])}, "images, but the reference are 3;"),
         (
             {"reference": write("lone", images[:1], labels[:1])},
-            "holds 1 images, expected at least 2",
+            "lone.npz holds images of class 0 alone",
         ),
+        ({"samples": f"{tmp_path}/lone.npz"}, "holds 1 images, expected at least 2"),
         ({"reference": f"{tmp_path}/array.npz"}, r"array.npz is not an .npz .*\(it is a .npy"),
         ({"samples": f"{tmp_path}/array.npz"}, "array.npz is not an .npz with arr_0"),
         ({"reference": __file__}, r".py is not an .npz .* \(it holds text or Python objects, not"),

@@ -164,9 +164,12 @@ def test_the_best_checkpoint_is_kept(copy):
 
 
 def test_a_run_of_version_01_keeps_its_history(caplog, copy):
-    """There the classifier was called "probe"."""
+    """There the classifier was called "probe", and SRA had a section of its own."""
     config, path = copy / "config.json", copy / history.FILE
-    old = config.read_text().replace('"features": "classifier"', '"features": "probe"')
+    saved = json.loads(config.read_text().replace('"classifier"', '"probe"'))
+    saved["config"] |= saved["config"].pop("method")
+    del saved["config"]["method_files"]
+    old = json.dumps(saved | {"format_version": 1})
     config.write_text(old)
     path.write_text(path.read_text().replace("classifier", "probe"))
     assert "classifier" not in old + path.read_text() and "probe_fid" in path.read_text()
@@ -241,7 +244,7 @@ def test_history_ranks_what_is_alike(tmp_path):
             "^inception=x needs features=inception, but features is classifier",
         ),
         ({"grid_every": 2, "vae": "x"}, "no weights, but --vae is x"),
-        ({"fid_every": 2, **CLASSIFIER, "reference": "none.npz"}, "no file none.npz"),
+        ({"fid_every": 2, **CLASSIFIER, "reference": "none.npz"}, "no file or folder none.npz"),
     ],
 )
 def test_bad_settings_are_refused(evaluation, message, tmp_path):

@@ -158,7 +158,7 @@ def test_features_that_are_not_finite_end_the_probe(copied):
 def test_two_probes_do_not_write_to_one_place(copied):
     with (
         locked(copied / "probe"),
-        pytest.raises(InputError, match=r"another process writes to .*probe; wait .* --out"),
+        pytest.raises(InputError, match=r"another command .* writes to .*probe; wait .* --out"),
     ):
         probe(ProbeRequest(str(copied)))
 
