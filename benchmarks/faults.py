@@ -31,7 +31,8 @@ from sra_jax.core.errors import PREEMPTED
 
 STEPS, EVERY = 150, 5
 DELETION = "SIGKILL inside the deletion of the old checkpoint"
-PARTS = {"params", "ema", "opt_state", "step", "_CHECKPOINT_METADATA"}  # of a checkpoint
+# Of a checkpoint of a run with SRA.
+PARTS = {"params", "params_sra", "ema", "ema_sra", "opt_state", "step", "_CHECKPOINT_METADATA"}
 
 
 class Runs:
