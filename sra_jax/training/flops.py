@@ -41,8 +41,10 @@ def step_flops(plain: Objective, rematerialised: Objective) -> StepFlops:
       plain: the objective with a trunk that computes nothing twice.
       rematerialised: the same with the run's rematerialisation.
     """
-    forward, whole = _forward(plain), _gradient(plain)
-    return StepFlops(forward, whole - forward, _gradient(rematerialised) - whole)
+    params, example = _shapes(plain)
+    forward, whole = _forward(plain, params, example), _gradient(plain, params, example)
+    again = whole if rematerialised == plain else _gradient(rematerialised, params, example)
+    return StepFlops(forward, whole - forward, again - whole)
 
 
 def count_flops(function: Callable, *arguments: Any) -> int:
@@ -53,15 +55,12 @@ def count_flops(function: Callable, *arguments: Any) -> int:
     return 2 * _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _forward(objective: Objective) -> int:
-    params, example = _shapes(objective)
+def _forward(objective: Objective, params: Any, example: Any) -> int:
     loss = count_flops(lambda p, e: _loss(objective, p, p, e), params, example)
     return loss // objective.group
 
 
-def _gradient(objective: Objective) -> int:
-    params, example = _shapes(objective)
-
+def _gradient(objective: Objective, params: Any, example: Any) -> int:
     def gradient(params, ema, example):
         return jax.grad(lambda p: _loss(objective, p, ema, example))(params)
 
