@@ -155,7 +155,7 @@ def test_weights_that_do_not_fit_are_refused(tree, tmp_path):
     vae = save_tiny_vae(tmp_path / "vae")
     config = json.loads((vae / "config.json").read_text())
     (vae / "config.json").write_text(json.dumps(config | {"latent_channels": 4}))
-    with pytest.raises(InputError, match=r"VAE tensor .* has shape"):
+    with pytest.raises(InputError, match=r"VAE.s tensors do not fit .* has shape"):
         encode(request(tree[0], tmp_path / "set", codec="sd_vae", vae=str(vae)))
     assert not (tmp_path / "set.encoding").exists()
 
