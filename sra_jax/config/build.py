@@ -1,6 +1,7 @@
 """Sections of a nested dict as dataclasses: names, types and missing fields are checked here."""
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,12 @@ def build(cls: type, section: str, values: Mapping[str, Any]) -> Any:
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
-    """Raises InputError unless `value` is of `kind`: int, float, str, bool, or a tuple of them."""
+    """Raises InputError unless `value` is of `kind`: int, float, str, bool, None, a tuple of them,
+    or one of several of these."""
+    if isinstance(kind, types.UnionType):
+        if not any(_is_of(name, value, part) for part in typing.get_args(kind)):
+            raise InputError(f"{name} is {value!r}, expected {kind}")
+        return
     if typing.get_origin(kind) is tuple:
         kinds = typing.get_args(kind)
         if kinds[-1] is Ellipsis and isinstance(value, tuple):
@@ -36,7 +42,16 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         raise InputError(f"{name} is {value!r}, expected {kind.__name__}")
 
 
+def _is_of(name: str, value: Any, kind: Any) -> bool:
+    try:
+        check_type(name, value, kind)
+    except InputError:
+        return False
+    return True
+
+
 def check_names(what: str, given: Mapping[str, Any], known, required) -> None:
+    """Raises InputError if `given` has a name that is not `known`, or lacks a `required` one."""
     if not isinstance(given, Mapping):
         raise InputError(f"{what} is {given!r}, expected named fields")
     for name in given:
@@ -55,6 +70,9 @@ def defaults(cls: type) -> dict[str, Any]:
 
 
 def _empty(kind: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is tuple:
-        return tuple(_empty(part) for part in typing.get_args(kind))
+        parts = typing.get_args(kind)
+        return () if parts[-1] is Ellipsis else tuple(_empty(part) for part in parts)
     return kind()

@@ -20,8 +20,9 @@ SCHEDULE = {"weight": float, "constant_epochs": int, "decade_epochs": int}
 def method_section(name: str, **fields: Any) -> dict[str, Any]:
     """The config fields of a method, with their defaults: a flag can override each of them."""
     section = defaults(METHODS[name])
-    weight = section.pop("weight").weight
-    return {"weight": weight, "constant_epochs": 0, "decade_epochs": 0, **section, **fields}
+    weight = section.pop("weight")
+    schedule = {field: getattr(weight, field) or 0 for field in SCHEDULE}
+    return {**schedule, **section, **fields}
 
 
 def read_methods(section: Mapping[str, Any], steps_per_epoch: int) -> tuple[Method, ...]:
@@ -37,8 +38,10 @@ def read_methods(section: Mapping[str, Any], steps_per_epoch: int) -> tuple[Meth
 
 def _read(name: str, config: Mapping[str, Any], steps_per_epoch: int) -> Method:
     kind, where = METHODS[name], f"method.{name}"
-    known = [*SCHEDULE, *(field.name for field in dataclasses.fields(kind))]
-    check_names(f"config section {where}", config, known, ())
+    if kind.name != name:
+        raise InputError(f"METHODS has {kind.__name__} as {name!r}, but its name is {kind.name!r}")
+    known = {*SCHEDULE, *(field.name for field in dataclasses.fields(kind))}
+    check_names(f"config section {where}", config, sorted(known), ())
     fields, default = dict(config), kind.__dataclass_fields__["weight"].default
     for field, of in SCHEDULE.items():
         check_type(f"{where}.{field}", fields.get(field, 0), of)
@@ -46,8 +49,8 @@ def _read(name: str, config: Mapping[str, Any], steps_per_epoch: int) -> Method:
         weight = WeightSchedule(
             weight=fields.pop("weight", default.weight),
             steps_per_epoch=steps_per_epoch,
-            constant_epochs=fields.pop("constant_epochs", 0),
-            decade_epochs=fields.pop("decade_epochs", 0) or None,
+            constant_epochs=fields.pop("constant_epochs", default.constant_epochs),
+            decade_epochs=fields.pop("decade_epochs", default.decade_epochs) or None,
         )
     except InputError as error:
         raise InputError(f"{where}.{error}") from None

@@ -97,7 +97,10 @@ def imagenet_config(argument: str, kind: str) -> ConfigDict:
         config.sampling.update(guidance=guidance, guidance_interval=(0.0, 0.7))
     else:
         config.sampling.update(guidance=1.5, guidance_channels=3)
-    if (name := option["method"]) != NO_METHOD:
+    name = option["method"]
+    if name == NO_METHOD and (option["recipe"] != "paper" or "weight" in option):
+        raise InputError(f"method={NO_METHOD} has no recipe or weight; leave these options out")
+    if name != NO_METHOD:
         method = METHODS[name]
         expect_one_of(f"recipe of {name}", option["recipe"], method.recipes)
         size, outputs = variant.partition("/")[0], KINDS[kind].outputs

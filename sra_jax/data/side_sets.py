@@ -67,18 +67,22 @@ def open_side_set(directory: Path, latents: RecordFiles) -> SideSet:
     path = directory / METADATA_FILE
     try:
         stored = json.loads(path.read_text())
+        if isinstance(stored, dict) and "of" not in stored:
+            raise InputError(f"{directory} is a data set, but no side set; check the path")
+        if (found := stored["format_version"]) > FORMAT_VERSION:
+            raise InputError(
+                f"{directory} has format {found}, expected {FORMAT_VERSION}: update sra_jax"
+            )
         fields = {name: FieldSpec(tuple(s), d) for name, (s, d) in stored["fields"].items()}
         spec = SideSpec(fields, stored["of"], stored["source"])
     except OSError as error:
         raise InputError(
             f"{directory} is no side set ({error.strerror}: {METADATA_FILE}); check the path"
         ) from None
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}", directory) from None
-    if (found := stored["format_version"]) > FORMAT_VERSION:
-        raise InputError(
-            f"{directory} has format {found}, expected {FORMAT_VERSION}: update sra_jax"
-        )
     files = RecordFiles(directory)
     if spec.of != latents.fingerprint() or len(files) != len(latents):
         raise InputError(

@@ -72,7 +72,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
     """Raises InputError unless every device's share of the batch divides into `parts`: microbatches
-    times the examples of which SRA aligns one."""
+    times the examples that methods keep together."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % (shards * parts):
         raise InputError(

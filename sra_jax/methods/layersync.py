@@ -25,7 +25,7 @@ class LayerSync(Method):
 
     def __post_init__(self):
         if self.weak_block >= self.strong_block:  # equal ones would give no gradient
-            raise InputError(f"weak_block={self.weak_block}, expected below {self.strong_block=}")
+            raise InputError(f"weak_block={self.weak_block}, expected below {self.strong_block}")
 
     @classmethod
     def recipe(cls, recipe, size, outputs, resolution):

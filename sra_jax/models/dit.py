@@ -169,7 +169,7 @@ class DiT:
         last = how.stop_at or depth
         if isinstance(how.taps, str):
             expect_one_of("taps", how.taps, ["all"])
-            return replace(how, taps=tuple(range(1, last + 1)))
+            how = replace(how, taps=tuple(range(1, last + 1)))
         for k in how.taps:
             if not 1 <= k <= last:
                 raise InputError(f"tap at block {k}, expected a block from 1 to {last}")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from sra_jax.conditioning import Conditioning
+from sra_jax.core.errors import InputError
 from sra_jax.core.random import stream_key
 from sra_jax.core.shapes import FieldSpec
 from sra_jax.distributed.sharding import Rules
@@ -17,6 +18,7 @@ from sra_jax.methods import Example, Method, Networks
 from sra_jax.models import Params, Pass, Trunk
 from sra_jax.processes import Process
 
+RESERVED = ("loss", "grad_norm", "skipped")  # metrics of the step itself
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -90,8 +92,12 @@ class Objective:
             own = params["method"].get(name, {}), state.get(name, ())
             terms = method.terms(Networks(student, teacher, *own), process, example, out)
             losses = {key: values.mean() for key, values in terms.losses.items()}
-            if known := metrics.keys() & (losses.keys() | terms.metrics.keys()):
-                raise ValueError(f"{name} reports {sorted(known)}, which is reported already")
+            reported = [*losses, *terms.metrics]
+            taken = {*metrics, *RESERVED}
+            if known := [key for key in reported if key in taken or reported.count(key) > 1]:
+                raise InputError(
+                    f"method {name} reports {known[0]!r}, which is taken; choose another name"
+                )
             for value in losses.values():
                 loss = loss + method.weight(step) * value
             metrics |= losses | dict(terms.metrics)
