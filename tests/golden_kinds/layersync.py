@@ -4,6 +4,7 @@ The release runs in SiT's reversed time. Names are the file's keys.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from golden import FEATURES, LOSSES, SIT_GRADIENTS, Comparison, Golden, compare, compare_worst
 
+from sra_jax.conditioning import ClassLabels, drop
 from sra_jax.methods import Example, Networks
 from sra_jax.methods.layersync import LayerSync
 from sra_jax.methods.schedule import WeightSchedule
@@ -21,6 +23,7 @@ from sra_jax.torch_weights.original_sit import reverse_time
 from sra_jax.training.objective import Objective
 from sra_jax.training.step import accumulate_gradients
 
+LABEL_DROPOUT = 0.1
 PATHS = {"linear": "linear", "gvp": "cosine"}  # in the file: ours
 
 
@@ -36,6 +39,7 @@ def compare_path(golden: Golden, prefix: str) -> Iterator[Comparison]:
         weight=WeightSchedule(meta["weight"]),
     )
     process, trunk = Interpolant(PATHS[prefix]), DiT(config)
+    yield from compare_draws(golden, prefix)
     t, condition = golden.jax(f"{prefix}/t"), {"labels": golden.jax(f"{prefix}/labels", jnp.int32)}
     x, noise = golden.images("data/latents"), golden.images(f"{prefix}/draw/noise")
     example = Example(x, condition, noise, t, {}, {"layersync": {}})
@@ -47,13 +51,24 @@ def compare_path(golden: Golden, prefix: str) -> Iterator[Comparison]:
     for block, feature in out.features.items():
         key = f"{prefix}/block_{block:02}"
         yield compare(key, feature, golden[key], FEATURES)
-    key = f"{prefix}/velocity"
-    yield compare(key, out.prediction, golden.images(key), FEATURES)
+    for key, sign in ((f"{prefix}/velocity", 1), (f"{prefix}/velocity_sit", -1)):
+        yield compare(key, sign * out.prediction, golden.images(key), FEATURES)
 
-    network = partial(trunk.apply, params["trunk"])
-    loss = method.terms(Networks(network, network, {}, ()), process, example, out)
-    key = f"{prefix}/loss/per_example/layer_sync"
-    yield compare(key, loss.losses["layersync"], golden[key], LOSSES)
+    def loss_of(weak, strong):
+        network = partial(trunk.apply, params["trunk"])
+        pair = replace(method, weak_block=weak, strong_block=strong)
+        terms = pair.terms(Networks(network, network, {}, ()), process, example, out)
+        return terms.losses["layersync"]
+
+    key, ours = f"{prefix}/loss/per_example/layer_sync", loss_of(*method.taps())
+    yield compare(key, ours, golden[key], LOSSES)
+    key = f"{prefix}/loss/cosine"
+    yield compare(key, -ours, golden[key].mean(1, dtype=np.float64), LOSSES)
+    key = f"{prefix}/loss/multiple_each"
+    ours = np.stack([loss_of(*pair) for pair in meta["pairs"]])
+    yield compare(key, ours, golden[key].mean(2, dtype=np.float64), LOSSES)
+    key = f"{prefix}/loss/multiple_release"  # the last pair alone
+    yield compare(key, ours[-1], golden[key].mean(1, dtype=np.float64), LOSSES)
     key = f"{prefix}/loss/generation"
     generation = process.generation_loss(out.prediction, x, noise, t)
     yield compare(key, generation, golden[key], LOSSES)
@@ -65,6 +80,17 @@ def compare_path(golden: Golden, prefix: str) -> Iterator[Comparison]:
     yield compare(key, metrics["loss"], golden[key], LOSSES)
     if recorded := golden.state_dict(f"{prefix}/grad"):
         yield compare_gradient(golden, gradient, recorded, f"{prefix}/grad")
+
+
+def compare_draws(golden: Golden, prefix: str) -> Iterator[Comparison]:
+    """Our times and dropped labels, from the release's draws."""
+    yield compare(
+        f"{prefix}/t", 1 - golden[f"{prefix}/draw/t_sit"], golden[f"{prefix}/t"], FEATURES
+    )
+    labels = ClassLabels(golden.meta["num_classes"])
+    dropped = golden.jax(f"{prefix}/draw/label_drop_u") < LABEL_DROPOUT
+    ours = drop(labels, {"labels": golden.jax("data/labels", jnp.int32)}, dropped)["labels"]
+    yield compare(f"{prefix}/labels", ours, golden[f"{prefix}/labels"], FEATURES)
 
 
 def compare_gradient(golden, gradient, recorded, name) -> Comparison:
