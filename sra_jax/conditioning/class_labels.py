@@ -1,4 +1,7 @@
-"""Class labels: int32 in [0, num_classes], where `num_classes` itself is the null class."""
+"""Class labels: int32 in [0, num_classes], where `num_classes` itself is the null class.
+
+In training `training/step.py` draws which labels are dropped, and `base.drop` replaces them.
+"""
 
 from dataclasses import dataclass
 
