@@ -98,8 +98,6 @@ def imagenet_config(argument: str, kind: str) -> ConfigDict:
     else:
         config.sampling.update(guidance=1.5, guidance_channels=3)
     name = option["method"]
-    if name == NO_METHOD and (option["recipe"] != "paper" or "weight" in option):
-        raise InputError(f"method={NO_METHOD} has no recipe or weight; leave these options out")
     if name != NO_METHOD:
         method = METHODS[name]
         expect_one_of(f"recipe of {name}", option["recipe"], method.recipes)
