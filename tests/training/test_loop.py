@@ -27,7 +27,7 @@ def run_twenty(step, store, monitor, stop):
     """Of twenty steps every second is saved."""
     return run_steps(
         step,
-        TrainState(jnp.int32(0), jnp.ones(3), jnp.ones(3), jnp.zeros(3), {}),
+        TrainState(jnp.int32(0), jnp.ones(3), jnp.ones(3), jnp.zeros(3), {"own": jnp.zeros(1)}),
         itertools.repeat(None),
         range(20),
         2,
@@ -78,7 +78,7 @@ def test_reading_is_waiting_only_for_devices_that_have_nothing_left_to_do(tmp_pa
     store = CheckpointStore(tmp_path)
     run_steps(
         lambda state, batch: (state, {"loss": SimpleNamespace(is_ready=lambda: done)}),
-        TrainState(jnp.int32(0), jnp.ones(3), jnp.ones(3), jnp.zeros(3), {}),
+        TrainState(jnp.int32(0), jnp.ones(3), jnp.ones(3), jnp.zeros(3), {"own": jnp.zeros(1)}),
         itertools.repeat(None),
         range(3),
         4,
