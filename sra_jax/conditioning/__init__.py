@@ -1,4 +1,4 @@
-"""What the model is told besides time: a dict of arrays, described by a `Conditioning`."""
+"""Conditions besides the time: dicts of arrays, each kind described by a `Conditioning`."""
 
 from sra_jax.conditioning.base import Condition, Conditioning, drop
 from sra_jax.conditioning.class_labels import ClassLabels

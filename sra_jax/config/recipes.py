@@ -22,7 +22,7 @@ from sra_jax.core.errors import InputError, expect_one_of
 from sra_jax.distributed.mesh import MeshConfig
 from sra_jax.methods import METHODS
 from sra_jax.models import SIZES, DiTConfig, name_variant, parse_variant
-from sra_jax.processes import DDPM, Interpolant
+from sra_jax.processes import PROCESSES
 from sra_jax.training.optimizer import OptimizerConfig
 
 NO_METHOD = "none"
@@ -40,7 +40,7 @@ BEST_LAYOUTS = {
     "v5e:16x16": ((16, 16, 1), "dots"),
     "v5p:2x2x4": ((16, 1, 1), "dots"),
 }
-KINDS = {"sit": Interpolant, "dit": DDPM}
+KINDS = {"sit": "interpolant", "dit": "ddpm"}  # the process of each
 
 
 def base_config() -> ConfigDict:
@@ -64,9 +64,9 @@ def base_config() -> ConfigDict:
 
 def set_process(config: ConfigDict, kind: str) -> None:
     """Gives `config` the process of a "sit" or a "dit", and the solver of its samples."""
-    process = {"sit": "interpolant", "dit": "ddpm"}[kind]
-    config.process = ConfigDict({"name": process, **defaults(KINDS[kind])})
-    config.sampling.solver = KINDS[kind].solvers[0]
+    process = PROCESSES[KINDS[kind]]
+    config.process = ConfigDict({"name": KINDS[kind], **defaults(process)})
+    config.sampling.solver = process.solvers[0]
 
 
 def set_method(config: ConfigDict, name: str, **fields) -> None:
@@ -101,7 +101,7 @@ def imagenet_config(argument: str, kind: str) -> ConfigDict:
     if name != NO_METHOD:
         method = METHODS[name]
         expect_one_of(f"recipe of {name}", option["recipe"], method.recipes)
-        size, outputs = variant.partition("/")[0], KINDS[kind].outputs
+        size, outputs = variant.partition("/")[0], PROCESSES[KINDS[kind]].outputs
         set_method(config, name, **method.recipe(option["recipe"], size, outputs, resolution))
         if "weight" in option:
             config.method[name].weight = float(option["weight"])
@@ -126,7 +126,7 @@ def imported_config(model: DiTConfig, head: bool, path: str, original: bool) -> 
       path: the interpolant's, for a SiT.
       original: whether it is of the SiT release, which samples in its own way.
     """
-    kind = next(kind for kind, process in KINDS.items() if process.outputs == model.outputs)
+    kind = next(k for k, name in KINDS.items() if PROCESSES[name].outputs == model.outputs)
     layout = model.layout
     variant = name_variant(model.width, model.depth, model.num_heads, layout.patch)
     options = f"res={512 if layout.height == 64 else 256},method={'sra' if head else NO_METHOD}"

@@ -4,7 +4,6 @@ Everything that can be known to be wrong without data or devices is refused here
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from sra_jax.models import DiT, DiTConfig, LatentLayout
 from sra_jax.processes import PROCESSES, Process
 from sra_jax.sampling.guidance import Guidance
 from sra_jax.sampling.solvers import Step, make_steps, parse_steps
-from sra_jax.training.objective import Objective
+from sra_jax.training.objective import Objective, joint_group
 from sra_jax.training.optimizer import OptimizerConfig
 from sra_jax.training.step import StepConfig, StepSettings
 
@@ -92,7 +91,7 @@ class TrainConfig(StepSettings):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the run's images are sampled unless asked otherwise. `steps` is a number, for DiT perhaps
+    """Defaults of sampling from the run. `steps` is a number, for DiT perhaps
     "10,20"; `guidance_channels` leading channels are guided, 0 meaning all."""
 
     solver: str
@@ -195,7 +194,7 @@ class Experiment:
 
     @property
     def conditioning(self) -> ClassLabels:
-        """What the model is told besides time."""
+        """The class labels that the model is given besides the time."""
         return ClassLabels(self.data.num_classes)
 
     def trunk(self, platform: str, batch_sharding: Sharding | None = None) -> DiT:
@@ -212,7 +211,7 @@ class Experiment:
         return DiT(config, batch_sharding)
 
     def objective(self, mesh: Mesh) -> Objective:
-        """What is trained, on the devices of `mesh`."""
+        """The training objective, on the devices of `mesh`."""
         platform = mesh.devices.flat[0].platform
         if self.model.attention == "cudnn" and platform != "gpu":
             raise InputError(
@@ -229,7 +228,7 @@ class Experiment:
     @property
     def group(self) -> int:
         """Examples that methods keep together in a microbatch."""
-        return math.lcm(*(method.group for method in self.methods))
+        return joint_group(self.methods)
 
     @property
     def parts(self) -> int:
@@ -264,8 +263,8 @@ class Experiment:
         if self.train.batch_size % self.parts:
             raise InputError(
                 f"train.batch_size {self.train.batch_size} does not divide into "
-                f"{self.train.microbatches} microbatches of groups of {self.group} examples, which "
-                "the methods keep together"
+                f"{self.train.microbatches} microbatches of groups of {self.group} "
+                "examples, which the methods keep together"
             )
         if self.evaluation.fid_every % self.train.checkpoint_every:
             raise InputError(

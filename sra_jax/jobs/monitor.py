@@ -80,7 +80,7 @@ class Monitor:
             self._evaluator = open_evaluator(self._request, str(self._workdir), (side, side))
 
     def is_due(self, step: int) -> bool:
-        """Whether `after` would sample anything. All processes must call it."""
+        """True if `after` would sample anything. All processes must call it."""
         return any(self._due(step))
 
     def after(

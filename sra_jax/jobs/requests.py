@@ -1,4 +1,4 @@
-"""Requests: the arguments of each job, of which the commands make their flags.
+"""The arguments of each job. The commands make their flags from these dataclasses.
 
 A field with a `help` text is a flag of the command. This module imports nothing but the standard
 library, so that `sra-jax VERB --help` answers at once.
@@ -16,7 +16,7 @@ def _flag(help: str, default: Any = dataclasses.MISSING, was: str | None = None)
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What to sample; None leaves solver, steps and guidance to the run's config."""
+    """A request for samples; None leaves solver, steps and guidance to the run's config."""
 
     workdir: str = _flag("Directory of the run.")
     out: str = _flag("File to write, .npz.")

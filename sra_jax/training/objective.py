@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -23,6 +23,11 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+def joint_group(methods: Iterable[Method]) -> int:
+    """Neighbours in the batch that none of `methods` allows to part."""
+    return math.lcm(*(method.group for method in methods))
+
+
 @dataclass(frozen=True)
 class Objective:
     """Trunk, process, conditioning and methods: what is trained. Without methods, plain SiT or DiT.
@@ -38,7 +43,7 @@ class Objective:
     @property
     def group(self) -> int:
         """Neighbours in the batch that a microbatch must not part."""
-        return math.lcm(*(method.group for method in self.methods))
+        return joint_group(self.methods)
 
     @property
     def rules(self) -> Rules:
